@@ -1,0 +1,182 @@
+"""What the master and its workers say to each other, and how it travels.
+
+One Unix SOCK_SEQPACKET pair per child. A message is one datagram: a MessagePack tagged struct of at most
+`MAX_BYTES` with at most `MAX_FDS` descriptors (SCM_RIGHTS; the kernel takes 253). What is larger goes into
+a sealed memfd. A truncated datagram has lost descriptors or bytes for good, so it is fatal.
+
+A reload in messages: `Attach`* and `Prepare` -> `Prepared` or `Refused`; then `Commit` -> `Committed`, or
+`Abort`. The first configuration of a fresh worker comes the same way, so there is one path.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Sequence
+
+import msgspec
+
+MAX_BYTES = 64 * 1024
+MAX_FDS = 253
+_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of all messages."""
+
+
+# --- what a descriptor beside a message is -----------------------------------------------------------
+
+
+class ListenerFd(Message, frozen=True, kw_only=True):
+    """A listening socket for the listener `listener` (its name) bound to `address` (canonical).
+    `home` is the worker slot that it was made for: a worker may serve a retired sibling's too."""
+
+    listener: str
+    address: str
+    home: int
+
+
+class CertificateFd(Message, frozen=True, kw_only=True):
+    """A memfd with chain and key in PEM, for `listener` and `certificate` (`CertificateSpec.name`)."""
+
+    listener: str
+    certificate: str
+
+
+class SnapshotFd(Message, frozen=True, kw_only=True):
+    """A sealed memfd with an encoded `Snapshot`."""
+
+
+class AccessLogFd(Message, frozen=True, kw_only=True):
+    """The access log's file, opened for appending (absent when it is off)."""
+
+
+FdRole = ListenerFd | CertificateFd | SnapshotFd | AccessLogFd
+
+
+# --- master to worker --------------------------------------------------------------------------------
+
+
+class Attach(Message, frozen=True, kw_only=True):
+    """More descriptors for the `Prepare` of `generation` that follows; `roles[i]` says what fd i is."""
+
+    generation: int
+    roles: tuple[FdRole, ...]
+
+
+class Prepare(Message, frozen=True, kw_only=True):
+    """Build everything for this configuration, but serve nothing of it yet. The descriptors are those
+    of this message and of the `Attach` before it. The listeners are all that this worker shall serve
+    afterwards: what it has and is not among them is accepted empty and closed at commit."""
+
+    generation: int
+    roles: tuple[FdRole, ...]
+
+
+class Commit(Message, frozen=True, kw_only=True):
+    """Serve `generation` from now on."""
+
+    generation: int
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """Forget what was prepared for `generation`."""
+
+    generation: int
+
+
+class ReopenLogs(Message, frozen=True, kw_only=True):
+    """The access log was reopened: write to the descriptor beside this message from now on."""
+
+
+class Stop(Message, frozen=True, kw_only=True):
+    """Stop accepting (the accept queue is served first), end what is in flight, close what is left after
+    `grace` seconds, and exit. `grace = 0` stops at once. A second `Stop` replaces the first."""
+
+    grace: float
+
+
+# --- worker to master --------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The event loop runs and the channel is read."""
+
+    pid: int
+
+
+class Prepared(Message, frozen=True, kw_only=True):
+    """`generation` can be committed."""
+
+    generation: int
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """`generation` can't be served here; `error` is for the operator."""
+
+    generation: int
+    error: str
+
+
+class Committed(Message, frozen=True, kw_only=True):
+    """`generation` is served."""
+
+    generation: int
+
+
+AnyMessage = Attach | Prepare | Commit | Abort | ReopenLogs | Stop | Ready | Prepared | Refused | Committed
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+class ChannelError(ConnectionError):
+    """The channel can't be trusted any more: truncated, malformed, or too large a message."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A channel: (master's end, child's end), both non-blocking and close-on-exec."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+def send(channel: socket.socket, message: AnyMessage, fds: Sequence[int] = ()) -> None:
+    """Sends one message with its descriptors, whole or not at all.
+
+    Raises `BlockingIOError` when the peer's queue is full (nothing was sent), `ChannelError` when the
+    message is over the limits, `OSError` when the peer is gone.
+    """
+    data = _encoder.encode(message)
+    if len(data) > MAX_BYTES or len(fds) > MAX_FDS:
+        raise ChannelError(f"{type(message).__name__} is over the limits: {len(data)} bytes, {len(fds)} fds")
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    channel.sendmsg([data], ancillary)
+
+
+def receive(channel: socket.socket) -> tuple[AnyMessage, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, now the caller's); `None` when the peer closed.
+
+    Raises `BlockingIOError` when nothing waits, and `ChannelError` when the datagram was truncated or is
+    no message; descriptors that came with it are closed then.
+    """
+    data, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, _SPACE, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(payload) - len(payload) % 4
+            fds.extend(array.array("i", payload[:whole]))
+    if not data and not fds:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ChannelError("truncated message")
+        return _decoder.decode(data), fds
+    except (ChannelError, msgspec.MsgspecError) as error:
+        for fd in fds:
+            socket.close(fd)
+        if isinstance(error, ChannelError):
+            raise
+        raise ChannelError(f"malformed message: {error}") from error

@@ -1,0 +1,233 @@
+"""The frozen routing tables that the master compiles from a configuration and every worker serves from.
+
+Everything here is validated already: a worker never meets a bad host, an unknown name or a duration
+with a unit. Durations are seconds (float), sizes are bytes (int). `0` means "no limit" nowhere; an absent
+limit is `None`.
+
+A snapshot travels as MessagePack in a sealed memfd (a thousand routes do not fit into one channel
+message), so every struct is plain data. `FORMAT` changes when an older reader would misread a newer
+snapshot.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FORMAT = 1
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all snapshot structs: immutable, keyword-only, compact on the wire."""
+
+
+class ListenTimeouts(Spec, frozen=True, kw_only=True):
+    """Client-side timeouts in seconds."""
+
+    tls_handshake: float = 10.0
+    request_head: float = 10.0
+    body_idle: float = 30.0
+    keep_alive: float = 75.0
+    send: float = 30.0
+
+
+class ListenLimits(Spec, frozen=True, kw_only=True):
+    """Client-side limits. `connections` is the total over all workers."""
+
+    head_bytes: int = 32 * 1024
+    headers: int = 100
+    body_bytes: int = 100 * 1024 * 1024
+    connections: int = 50_000
+
+
+class CertificateSpec(Spec, frozen=True, kw_only=True):
+    """One certificate. The PEM (chain and key together) comes as a descriptor beside the snapshot,
+    under `name` (see `messages.CertificateFd`); the key itself is never part of the snapshot."""
+
+    name: str
+    # DNS names of the subjectAltName, lower case, "*.example.com" for wildcards.
+    hosts: tuple[str, ...]
+    not_after: float = 0.0  # Unix time
+
+
+class ListenTls(Spec, frozen=True, kw_only=True):
+    """TLS at a listener. The first certificate is the default for clients that send no (known) name."""
+
+    certificates: tuple[CertificateSpec, ...]
+
+
+class ListenerSpec(Spec, frozen=True, kw_only=True):
+    """One `[listen.NAME]` table."""
+
+    slot: int  # index of this listener's cells on the scoreboard; stable across reloads
+    name: str
+    bind: tuple[str, ...]  # canonical: "0.0.0.0:8080", "[::]:8080", "unix:/path"
+    trusted_proxies: tuple[str, ...] = ()  # CIDRs
+    tls: ListenTls | None = None
+    redirect_https: bool = False
+    redirect_port: int = 443  # the port put into the https:// address
+    timeouts: ListenTimeouts = ListenTimeouts()
+    limits: ListenLimits = ListenLimits()
+
+
+class HeaderRules(Spec, frozen=True, kw_only=True):
+    """Header rules of a route. Names keep the operator's spelling; comparison ignores case."""
+
+    request_set: tuple[tuple[str, str], ...] = ()
+    request_remove: tuple[str, ...] = ()
+    response_set: tuple[tuple[str, str], ...] = ()
+    response_remove: tuple[str, ...] = ()
+
+
+class WebSocketSpec(Spec, frozen=True, kw_only=True):
+    """Tunnel settings of a route; seconds, `None` switches a limit off."""
+
+    idle: float | None = 3600.0
+    max_age: float | None = None
+    inspect: bool = True
+
+
+class RetrySpec(Spec, frozen=True, kw_only=True):
+    """When another server is tried. `attempts` counts the first one too: 1 means never."""
+
+    attempts: int = 2
+    on: tuple[Literal["connect", "reset", "503"], ...] = ("connect", "reset")
+
+
+class RouteSpec(Spec, frozen=True, kw_only=True):
+    """One `[[route]]`. `host` and `path` are patterns, see `workers.core.routing`."""
+
+    slot: int
+    name: str
+    host: str | None = None  # lower case, no port: "a.example.com" or "*.example.com"
+    path: str | None = None  # "/exact" or "/prefix/*"
+    pool: str  # key in Snapshot.pools
+    strip_prefix: bool = False
+    headers: HeaderRules = HeaderRules()
+    websocket: WebSocketSpec = WebSocketSpec()
+    retry: RetrySpec = RetrySpec()
+
+
+class ServerSpec(Spec, frozen=True, kw_only=True):
+    """One server of a pool. Exactly one of `host`/`port` and `path` (Unix socket) is set."""
+
+    slot: int  # index of this server's cells on the scoreboard; stable across reloads
+    name: str
+    host: str | None = None  # an IP address, or a name to resolve
+    port: int = 0
+    path: str | None = None
+    weight: int = 1
+    backup: bool = False
+    max_connections: int | None = None  # total over all workers
+
+
+class StickySpec(Spec, frozen=True, kw_only=True):
+    """Where the stickiness key comes from. `key` (32 bytes) signs the cookie; for the other kinds the
+    request's own value is hashed onto the servers."""
+
+    kind: Literal["cookie", "header", "query", "ip"]
+    name: str = ""
+    key: bytes = b""
+
+
+class HashSpec(Spec, frozen=True, kw_only=True):
+    """What `balance = "hash"` hashes."""
+
+    kind: Literal["ip", "path", "header", "query", "cookie"] = "ip"
+    name: str = ""
+
+
+class UpstreamTimeouts(Spec, frozen=True, kw_only=True):
+    """Server-side timeouts in seconds."""
+
+    connect: float = 2.0
+    response_head: float = 60.0
+    body_idle: float = 60.0
+
+
+class QueueSpec(Spec, frozen=True, kw_only=True):
+    """Requests that wait for a connection when every server is at `max_connections`."""
+
+    length: int = 1000
+    timeout: float = 5.0
+
+
+class KeepAliveSpec(Spec, frozen=True, kw_only=True):
+    """Idle connections kept per server and worker, and for how long."""
+
+    max_idle: int = 64
+    idle: float = 60.0
+
+
+class UpstreamTls(Spec, frozen=True, kw_only=True):
+    """TLS to the servers. `ca` is PEM text; empty means the system's store. `sni` empty means the
+    server's own host name."""
+
+    verify: bool = True
+    sni: str = ""
+    ca: str = ""
+
+
+class PoolSpec(Spec, frozen=True, kw_only=True):
+    """One `[pool.NAME]` table."""
+
+    name: str
+    servers: tuple[ServerSpec, ...]
+    balance: Literal["round-robin", "least-conn", "p2c", "random", "hash"] = "round-robin"
+    hash_on: HashSpec = HashSpec()
+    sticky: StickySpec | None = None
+    queue: QueueSpec = QueueSpec()
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
+    keep_alive: KeepAliveSpec = KeepAliveSpec()
+    tls: UpstreamTls | None = None
+
+
+class DrainSpec(Spec, frozen=True, kw_only=True):
+    """How long what is still open may live when its process must go; seconds."""
+
+    hard_stop: float = 600.0
+
+
+class AccessLogSpec(Spec, frozen=True, kw_only=True):
+    """`path` "-" is stdout, "off" is none, else a file that the master opens and passes on."""
+
+    path: str = "-"
+    format: Literal["json", "combined"] = "json"
+    sample: float = 1.0
+
+
+class Snapshot(Spec, frozen=True, kw_only=True):
+    """One whole configuration, as the workers serve it. `generation` grows by one per commit."""
+
+    generation: int
+    format: int = FORMAT
+    listeners: tuple[ListenerSpec, ...] = ()
+    routes: tuple[RouteSpec, ...] = ()  # in file order: the first match wins
+    pools: tuple[PoolSpec, ...] = ()
+    drain: DrainSpec = DrainSpec()
+    access_log: AccessLogSpec = AccessLogSpec()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+class SnapshotError(ValueError):
+    """A snapshot that this code can't serve: damaged, or of another format."""
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """MessagePack bytes of `snapshot`."""
+    return _encoder.encode(snapshot)
+
+
+def decode(data: bytes | memoryview) -> Snapshot:
+    """The snapshot in `data`. Raises `SnapshotError` where it is damaged or of another format."""
+    try:
+        snapshot = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"snapshot can't be decoded: {error}") from error
+    if snapshot.format != FORMAT:
+        raise SnapshotError(f"snapshot has format {snapshot.format}, this code reads {FORMAT}")
+    return snapshot
