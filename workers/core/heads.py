@@ -1,0 +1,394 @@
+"""Request and response heads: found, checked and taken apart in a handful of C-level operations.
+
+A browser's head has fifteen fields, so a Python step per field would cost more than everything else the
+proxy does. One strict possessive pattern therefore checks the whole head at once (RFC 9112 sections 2-5:
+no bare CR or LF, no folding, no white space before the colon, no control characters), and a second one
+finds only those fields that a proxy must know. All other fields are carried as bytes and never looked at.
+
+`parse_request` and `parse_response` take a buffer and a range and return the head, or `None` when it is not
+complete yet. They raise `ProxyError` for what is malformed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError
+
+Buffer = bytes | bytearray
+
+CHUNKED: Final = -1  # body length: chunked
+UNTIL_CLOSE: Final = -2  # body length: until the server closes (responses only)
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2
+# RFC 9110 section 5.5: VCHAR, obs-text, SP and HTAB; never CR, LF or NUL.
+_FIELDS: Final = rb"((?:\r\n" + _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+)*+)"
+# Browsers leave some characters unescaped that RFC 3986 wants escaped; they are unambiguous. "#" is not.
+_TARGET: Final = rb"([\x21\x22\x24-\x7e]++)"
+
+_REQUEST: Final = re.compile(
+    rb"(" + _TOKEN + rb"++) " + _TARGET + rb" HTTP/1\.([01])" + _FIELDS + rb"\r\n\r\n"
+)
+_RESPONSE: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?" + _FIELDS + rb"\r\n\r\n"
+)
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++) " + _TARGET + rb" (HTTP/[0-9]\.[0-9])\r\n")
+_TRAILERS: Final = re.compile(_FIELDS + rb"\r\n\r\n")
+
+# The fields that a proxy must know. Underscores: CGI-like servers take X_Forwarded_For for X-Forwarded-For,
+# so such look-alikes are found, and dropped, too.
+_KNOWN_REQUEST: Final = re.compile(
+    rb"\n(h(?:ost|ttp2-settings)|con(?:nection|tent[-_]length)|t(?:e|ransfer[-_]encoding)|upgrade|expect"
+    rb"|keep-alive|proxy-connection|x[-_](?:forwarded[-_](?:for|host|proto|port)|request[-_]id)|forwarded)"
+    rb":[\t ]*+([^\r]*+)"
+)
+_KNOWN_RESPONSE: Final = re.compile(
+    rb"\n(con(?:nection|tent-length)|t(?:ransfer-encoding|e)|upgrade|keep-alive|proxy-connection)"
+    rb":[\t ]*+([^\r]*+)"
+)
+
+# RFC 3986 section 3.2.2, without percent-encoding: names as DNS and containers have them, IPv4, [IPv6].
+_AUTHORITY: Final = re.compile(rb"([a-z0-9._-]*+|\[[0-9a-f:.]++\])(?::[0-9]{0,5}+)?")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?]*+)(.*+)", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}+")
+
+_HOST_MEMO_LIMIT: Final = 4096
+_host_memo: dict[bytes, bytes] = {}
+
+
+class RequestHead:
+    """One request head.
+
+    `path` is the raw target without query; `host` is lower case without the port. `fields` is the raw
+    block: every line begins with CRLF, none ends with it. `known` holds the fields that a proxy must know
+    as (lower-case name, lower-case value), in their order. `length` is the body's: bytes, or `CHUNKED`.
+    """
+
+    __slots__ = (
+        "absolute",
+        "authority",
+        "expects",
+        "fields",
+        "host",
+        "keep_alive",
+        "known",
+        "length",
+        "method",
+        "minor",
+        "path",
+        "plain",
+        "size",
+        "target",
+        "upgrade",
+    )
+
+    method: bytes
+    target: bytes
+    path: bytes
+    authority: bytes
+    host: bytes
+    minor: int
+    fields: bytes
+    known: list[tuple[bytes, bytes]]
+    length: int
+    keep_alive: bool
+    upgrade: bytes
+    expects: bool
+    absolute: bool
+    plain: bool
+    size: int
+
+
+class ResponseHead:
+    """One response head. `length` is the body's: bytes, `CHUNKED` or `UNTIL_CLOSE`; the caller knows which
+    requests have none whatever the head says. `plain` says that nothing in it needs to be taken out."""
+
+    __slots__ = ("fields", "keep_alive", "known", "length", "minor", "plain", "reason", "size", "status")
+
+    status: int
+    reason: bytes
+    minor: int
+    fields: bytes
+    known: list[tuple[bytes, bytes]]
+    length: int
+    keep_alive: bool
+    plain: bool
+    size: int
+
+
+def parse_request(buffer: Buffer, start: int, end: int) -> RequestHead | None:
+    """The request head at `buffer[start:end]`, or `None` when more bytes are needed.
+
+    Raises `ProxyError` for a malformed or ambiguous head (RFC 9112 sections 2.2, 3, 5 and 6).
+    """
+    match = _REQUEST.match(buffer, start, end)
+    if match is None:
+        _explain_request(buffer, start, end)
+        return None
+    head = RequestHead()
+    head.method, target, minor, fields = match.groups()
+    head.size = match.end() - start
+    head.fields = fields
+    head.minor = 1 if minor == b"1" else 0
+    head.known = known = _KNOWN_REQUEST.findall(fields.lower())
+    if len(known) == 1 and known[0][0] == b"host":
+        authority = known[0][1]
+        head.length = 0
+        head.keep_alive = head.minor == 1
+        head.upgrade = b""
+        head.expects = False
+        head.plain = True
+    else:
+        authority = _read_known_request(head, known)
+    head.target = target
+    head.absolute = False
+    if target.startswith(b"/"):
+        head.path = target.partition(b"?")[0]
+    else:
+        authority = _special_target(head, authority)
+    head.authority = authority
+    host = _host_memo.get(authority)
+    head.host = _check_host(authority) if host is None else host
+    return head
+
+
+def _read_known_request(head: RequestHead, known: list[tuple[bytes, bytes]]) -> bytes:
+    """Fills in what the known fields say; returns the Host value."""
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection = b""
+    head.upgrade = b""
+    head.expects = False
+    head.plain = False
+    for name, value in known:
+        if name == b"host":
+            hosts.append(value.rstrip(b"\t "))
+        elif name == b"content-length":
+            lengths.append(value.rstrip(b"\t "))
+        elif name == b"transfer-encoding":
+            codings.append(value.rstrip(b"\t "))
+        elif name == b"connection":
+            connection = connection + b"," + value if connection else value
+        elif name == b"upgrade":
+            head.upgrade = head.upgrade + b"," + value if head.upgrade else value
+        elif name == b"expect":
+            head.expects = True
+    # RFC 9112 section 3.2: exactly one Host in HTTP/1.1; older clients may have none.
+    if len(hosts) > 1 or (not hosts and head.minor == 1):
+        raise ProxyError(errors.BAD_HOST, detail="no Host" if not hosts else "more than one Host")
+    head.length = _request_length(head.minor, lengths, codings)
+    head.keep_alive = _keeps_alive(head.minor, connection)
+    if head.upgrade and b"upgrade" not in tokens(connection):
+        head.upgrade = b""  # RFC 9110 section 7.8: without the connection option it is to be ignored
+    return hosts[0] if hosts else b""
+
+
+def _request_length(minor: int, lengths: list[bytes], codings: list[bytes]) -> int:
+    """RFC 9112 section 6.3 for requests, refusing whatever two parsers might read differently."""
+    if codings:
+        if lengths:
+            raise ProxyError(errors.BAD_FRAMING, detail="Transfer-Encoding with Content-Length")
+        if minor == 0:
+            raise ProxyError(errors.BAD_FRAMING, detail="Transfer-Encoding in HTTP/1.0")
+        if codings == [b"chunked"]:
+            return CHUNKED
+        if b"chunked" in b",".join(codings):
+            raise ProxyError(errors.BAD_FRAMING, detail="more than one transfer coding")
+        raise ProxyError(errors.BAD_TRANSFER_CODING)
+    if not lengths:
+        return 0
+    return content_length(lengths, errors.BAD_FRAMING, "client")
+
+
+def content_length(values: list[bytes], refusal: errors.Refusal, side: str) -> int:
+    """The one Content-Length (RFC 9110 section 8.6). Repeats are refused even when they agree: what is
+    written to the next hop would have to be repaired, and nobody honest sends them."""
+    if len(values) > 1:
+        raise ProxyError(refusal, side=side, detail="more than one Content-Length")
+    if _LENGTH.fullmatch(values[0]) is None:
+        raise ProxyError(refusal, side=side, detail="Content-Length is not a number")
+    return int(values[0])
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The elements of a comma-separated list (RFC 9110 section 5.6.1), as they are spelled."""
+    return [token.strip(b"\t ") for token in value.split(b",")]
+
+
+def _keeps_alive(minor: int, connection: bytes) -> bool:
+    """RFC 9112 section 9.3."""
+    if not connection:
+        return minor == 1
+    options = tokens(connection)
+    if b"close" in options:
+        return False
+    return minor == 1 or b"keep-alive" in options
+
+
+def _special_target(head: RequestHead, authority: bytes) -> bytes:
+    """absolute-form and asterisk-form (RFC 9112 sections 3.2.2 and 3.2.4); returns the authority."""
+    target = head.target
+    if head.method == b"CONNECT":  # authority-form; refused by name rather than as a malformed line
+        raise ProxyError(errors.METHOD_REFUSED, detail="CONNECT")
+    if target == b"*" and head.method == b"OPTIONS":
+        head.path = target
+        return authority
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise ProxyError(errors.BAD_REQUEST_LINE, detail="the target is neither a path nor an http URI")
+    # "a proxy MUST ignore the received Host header field and replace it with the host information of the
+    # request-target"
+    authority, target = match.groups()
+    if not authority:
+        raise ProxyError(errors.BAD_REQUEST_LINE, detail="the target names no host")
+    if not target.startswith(b"/"):
+        target = b"/" + target
+    head.target = target
+    head.path = target.partition(b"?")[0]
+    head.absolute = True
+    head.plain = False
+    return authority.lower()
+
+
+def _check_host(authority: bytes) -> bytes:
+    """The host of a lower-case authority, remembered. Raises `ProxyError` where it is none."""
+    authority_ = authority.rstrip(b"\t ")
+    match = _AUTHORITY.fullmatch(authority_)
+    if match is None:
+        raise ProxyError(errors.BAD_HOST, detail="Host is malformed")
+    if len(_host_memo) >= _HOST_MEMO_LIMIT:
+        _host_memo.clear()  # many made-up names: start anew rather than keep order for an attacker
+    host: bytes = match.group(1)
+    host = host.rstrip(b".") if host else host
+    _host_memo[authority] = host
+    return host
+
+
+def _explain_request(buffer: Buffer, start: int, end: int) -> None:
+    """Why there is no head: returns when it is merely incomplete, raises for what can't become one."""
+    whole = buffer.find(b"\r\n\r\n", start, end)
+    line_end = buffer.find(b"\n", start, end)
+    if line_end < 0:
+        if _looks_like_tls(buffer, start, end):
+            raise ProxyError(errors.BAD_REQUEST_LINE, detail="TLS on a plain port")
+        return
+    match = _REQUEST_LINE.match(buffer, start, end)
+    if match is None:
+        raise ProxyError(errors.BAD_REQUEST_LINE)
+    if match.group(3) not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise ProxyError(errors.BAD_VERSION, detail=match.group(3).decode("ascii"))
+    if whole >= 0:
+        raise ProxyError(errors.BAD_HEADER)
+    _refuse_bare_line_feed(buffer, line_end, end, errors.BAD_HEADER, "client")
+
+
+def _looks_like_tls(buffer: Buffer, start: int, end: int) -> bool:
+    # A TLS record of type handshake, version 3.x: RFC 8446 section 5.1.
+    return end - start >= 2 and buffer[start] == 0x16 and buffer[start + 1] == 0x03
+
+
+def _refuse_bare_line_feed(buffer: Buffer, start: int, end: int, refusal: errors.Refusal, side: str) -> None:
+    """A head that can never match should be answered now rather than time out."""
+    position = buffer.find(b"\n", start, end)
+    while position >= 0:
+        if position and buffer[position - 1] != 0x0D:
+            raise ProxyError(refusal, side=side, detail="bare LF")
+        position = buffer.find(b"\n", position + 1, end)
+
+
+def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
+    """The response head at `buffer[start:end]`, or `None` when more bytes are needed.
+
+    Raises `ProxyError` (BAD_RESPONSE) for what is malformed (RFC 9112 sections 4 to 6).
+    """
+    match = _RESPONSE.match(buffer, start, end)
+    if match is None:
+        _explain_response(buffer, start, end)
+        return None
+    head = ResponseHead()
+    minor, status, reason, fields = match.groups()
+    head.size = match.end() - start
+    head.status = int(status)
+    head.reason = reason or b""
+    head.fields = fields
+    head.minor = 1 if minor == b"1" else 0
+    head.known = known = _KNOWN_RESPONSE.findall(fields.lower())
+    if len(known) == 1 and head.minor == 1 and known[0][0] == b"content-length":
+        value = known[0][1]
+        head.length = (
+            int(value)
+            if _LENGTH.fullmatch(value)
+            else content_length([value.rstrip(b"\t ")], errors.BAD_RESPONSE, "upstream")
+        )
+        head.keep_alive = True
+        head.plain = True
+    else:
+        _read_known_response(head, known)
+    return head
+
+
+def _read_known_response(head: ResponseHead, known: list[tuple[bytes, bytes]]) -> None:
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection = b""
+    plain = head.minor == 1
+    for name, value in known:
+        if name == b"content-length":
+            lengths.append(value.rstrip(b"\t "))
+        elif name == b"transfer-encoding":
+            codings.append(value.rstrip(b"\t "))
+        else:
+            plain = False
+            if name == b"connection":
+                connection = connection + b"," + value if connection else value
+    head.plain = plain
+    head.keep_alive = _keeps_alive(head.minor, connection)
+    head.length = _response_length(head.minor, lengths, codings)
+    if head.length == UNTIL_CLOSE:
+        head.plain = False
+
+
+def _response_length(minor: int, lengths: list[bytes], codings: list[bytes]) -> int:
+    """RFC 9112 section 6.3 for responses; a pair that might hide a second response is refused."""
+    if codings:
+        if lengths:
+            raise ProxyError(
+                errors.BAD_RESPONSE, side="upstream", detail="Transfer-Encoding with Content-Length"
+            )
+        if codings != [b"chunked"] or minor == 0:
+            raise ProxyError(errors.BAD_RESPONSE, side="upstream", detail="unknown transfer coding")
+        return CHUNKED
+    if not lengths:
+        return UNTIL_CLOSE
+    return content_length(lengths, errors.BAD_RESPONSE, "upstream")
+
+
+_RESPONSE_START: Final = b"HTTP/1."
+
+
+def _explain_response(buffer: Buffer, start: int, end: int) -> None:
+    begin = bytes(buffer[start : min(end, start + len(_RESPONSE_START))])
+    if begin != _RESPONSE_START[: len(begin)]:
+        raise ProxyError(errors.BAD_RESPONSE, side="upstream", detail="not HTTP/1")
+    if buffer.find(b"\r\n\r\n", start, end) >= 0:
+        raise ProxyError(errors.BAD_RESPONSE, side="upstream", detail="malformed head")
+    _refuse_bare_line_feed(buffer, start, end, errors.BAD_RESPONSE, "upstream")
+
+
+def field_values(fields: bytes, name: bytes) -> list[bytes]:
+    """All values of the field `name` (lower case) in a raw block, in their own spelling. Cold path."""
+    values = []
+    for line in fields.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            values.append(value.strip(b"\t "))
+    return values
+
+
+def check_trailers(block: bytes) -> bool:
+    """Whether `block` (the lines after the last chunk, with the empty line) is a well-formed trailer
+    section (RFC 9112 section 7.1.2)."""
+    return _TRAILERS.fullmatch(b"\r\n" + block) is not None or block == b"\r\n"

@@ -1,0 +1,88 @@
+"""Timeouts without timers: a coarse wheel whose entries move lazily.
+
+An item is in one bucket at most. Putting its deadline off is one attribute write; only when its bucket
+comes up is it looked at and moved. Bringing a deadline forward moves it at once. So a connection that sees
+a request a millisecond costs the wheel one move per timeout period (the idea: Varghese and Lauck, 1987,
+scheme 6, with the lazy re-insertion of the Linux kernel's old timer wheel).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+NEVER: Final = float("inf")
+TICK: Final = 0.1  # seconds: how coarse a timeout is
+
+
+class Timed(Protocol):
+    """What the wheel holds. `deadline` is when it is due, `due` the time of the bucket that it is in
+    (`NEVER` for none); the item only reads `due`."""
+
+    deadline: float
+    due: float
+
+    def on_deadline(self) -> None:
+        """Called once the deadline has passed; the item is in no bucket then."""
+
+
+class Wheel:
+    """Buckets of `TICK` seconds. Times are seconds of one monotonic clock."""
+
+    __slots__ = ("_buckets", "_next")
+
+    def __init__(self, now: float) -> None:
+        self._buckets: dict[int, set[Timed]] = {}
+        self._next = int(now / TICK)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))
+
+    def arm(self, item: Timed, deadline: float) -> None:
+        """Sets the deadline of `item`. The hot path writes this out: assign `deadline`, and call `move`
+        only when it is earlier than `due`."""
+        item.deadline = deadline
+        if deadline < item.due:
+            self.move(item)
+
+    def move(self, item: Timed) -> None:
+        """Puts `item` into the bucket of its deadline."""
+        if item.due is not NEVER:
+            self.drop(item)
+        bucket = max(int(item.deadline / TICK) + 1, self._next)
+        item.due = bucket * TICK
+        members = self._buckets.get(bucket)
+        if members is None:
+            self._buckets[bucket] = {item}
+        else:
+            members.add(item)
+
+    def drop(self, item: Timed) -> None:
+        """Takes `item` out, as when its connection closes; harmless when it is in no bucket."""
+        if item.due is NEVER:
+            return
+        bucket = round(item.due / TICK)
+        item.due = NEVER
+        members = self._buckets.get(bucket)
+        if members is not None:
+            members.discard(item)
+            if not members:
+                del self._buckets[bucket]
+
+    def advance(self, now: float) -> None:
+        """Calls `on_deadline` of everything that is due at `now`, and moves what is not yet."""
+        current = int(now / TICK)
+        if current - self._next > len(self._buckets):
+            # The loop stood still for long: look at what there is rather than at every bucket between.
+            passed = sorted(bucket for bucket in self._buckets if bucket <= current)
+        else:
+            passed = [bucket for bucket in range(self._next, current + 1) if bucket in self._buckets]
+        self._next = current + 1
+        for bucket in passed:
+            for item in self._buckets.pop(bucket, ()):
+                if item.due is NEVER or round(item.due / TICK) != bucket:
+                    continue  # closed or moved by one that came before it in this very bucket
+                item.due = NEVER
+                if item.deadline <= now:
+                    item.on_deadline()
+                elif item.deadline is not NEVER:
+                    self.move(item)
