@@ -1,0 +1,23 @@
+"""The configuration: read, checked, compared and compiled for the workers."""
+
+from lb.config.compile import Compiled, compile, verify
+from lb.config.diff import Change, diff, refuse_live
+from lb.config.load import load, parse
+from lb.config.problems import ConfigErrors, Problem
+from lb.config.schema import Config
+from lb.config.state import State
+
+__all__ = [
+    "Change",
+    "Compiled",
+    "Config",
+    "ConfigErrors",
+    "Problem",
+    "State",
+    "compile",
+    "diff",
+    "load",
+    "parse",
+    "refuse_live",
+    "verify",
+]

@@ -1,0 +1,187 @@
+"""What a reload would change, in the operator's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from lb.config.pool import Server
+from lb.config.positions import Path
+from lb.config.problems import Problem, format_path
+from lb.config.route import Route
+from lb.config.schema import Config
+from lb.config.tables import ArrayOfTables, Entry, NamedTables, Table, TableOf, entries
+
+Kind = Literal["added", "removed", "changed"]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One difference. `old` and `new` are TOML text, empty where there is none. `live` says whether a
+    reload makes it, or a restart is needed. `str()` is the line that is shown."""
+
+    path: str
+    kind: Kind
+    old: str = ""
+    new: str = ""
+    live: bool = True
+
+    def __str__(self) -> str:
+        if self.kind == "changed":
+            text = f"{self.path}: {self.old} -> {self.new}"
+        else:
+            text = f"{self.path}: + {self.new}" if self.kind == "added" else f"{self.path}: - {self.old}"
+        return text if self.live else f"{text} (needs a restart)"
+
+
+def diff(old: Config, new: Config) -> list[Change]:
+    """The changes that lead from `old` to `new`, in the order of the schema. Files that they name
+    (certificates, keys) are not compared."""
+    return list(_tables((), old, new))
+
+
+def refuse_live(old: Config, new: Config) -> list[Problem]:
+    """What a reload from `old` to `new` can't do: one problem for each such key, in the file of `new`."""
+    return [
+        Problem(
+            file=new.source.file,
+            line=new.source.positions.line(tuple(change.path.split("."))),
+            path=change.path,
+            value=change.new,
+            message=f"can't change from {change.old} in a reload",
+            hint="restart to change it",
+        )
+        for change in diff(old, new)
+        if not change.live
+    ]
+
+
+def _tables(at: Path, old: Table, new: Table) -> Iterator[Change]:
+    for name, entry in entries(type(new)).items():
+        if _is_server_list(name, new):
+            continue
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield from _key((*at, name), entry, before, after)
+    if hasattr(new, "every_server"):
+        yield from _servers((*at, "servers"), old, new)
+
+
+def _key(at: Path, entry: Entry, old: Any, new: Any) -> Iterator[Change]:
+    kind = entry.key.kind
+    if isinstance(kind, NamedTables):
+        yield from _named(at, _by_name(old), _by_name(new))
+    elif isinstance(kind, ArrayOfTables):
+        yield from _routes(at, old, new)
+    elif isinstance(kind, TableOf) and old is not None and new is not None:
+        yield from _tables(at, old, new)
+    elif isinstance(kind, TableOf):
+        yield _whole_table(at, old, new)
+    elif isinstance(old, tuple):
+        yield from _elements(at, entry, old, new)
+    else:
+        yield _changed(at, _show(entry, old), _show(entry, new), live=entry.key.live)
+
+
+def _changed(at: Path, old: str, new: str, *, live: bool = True) -> Change:
+    return Change(path=format_path(at), kind="changed", old=old, new=new, live=live)
+
+
+def _show(entry: Entry, value: Any) -> str:
+    text = entry.key.kind.show(value)
+    return "none" if text == "None" else text
+
+
+def _elements(at: Path, entry: Entry, old: tuple[Any, ...], new: tuple[Any, ...]) -> Iterator[Change]:
+    """Arrays and header tables: element by element, or whole where only the order differs."""
+    path, show = format_path(at), entry.key.kind.show
+    removed = [one for one in old if one not in new]
+    added = [one for one in new if one not in old]
+    for one in removed:
+        yield Change(path=path, kind="removed", old=show((one,))[1:-1].strip(), live=entry.key.live)
+    for one in added:
+        yield Change(path=path, kind="added", new=show((one,))[1:-1].strip(), live=entry.key.live)
+    if not removed and not added:
+        yield _changed(at, show(old), show(new), live=entry.key.live)
+
+
+def _whole_table(at: Path, old: Table | None, new: Table | None) -> Change:
+    if old is None:
+        return Change(path=format_path(at), kind="added", new=_inline(new))
+    return Change(path=format_path(at), kind="removed", old=_inline(old))
+
+
+def _inline(table: Table | None) -> str:
+    """A table as one line of TOML, without what is at its default."""
+    if table is None:
+        return ""
+    shown = [
+        f"{name} = {_inline_value(entry, getattr(table, name))}"
+        for name, entry in entries(type(table)).items()
+        if getattr(table, name) != entry.default
+    ]
+    return f"{{ {', '.join(shown)} }}" if shown else "{}"
+
+
+def _inline_value(entry: Entry, value: Any) -> str:
+    if isinstance(entry.key.kind, TableOf):
+        return _inline(value)
+    if isinstance(entry.key.kind, ArrayOfTables):
+        return f"[{', '.join(map(_inline, value))}]"
+    return entry.key.kind.show(value)
+
+
+def _by_name(tables: Sequence[Any]) -> dict[str, Any]:
+    return {table.name: table for table in tables}
+
+
+def _named(at: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    """Tables that are known by a name."""
+    for name in old.keys() - new.keys():
+        yield _whole_table((*at, name), old[name], None)
+    for name, table in new.items():
+        if name not in old:
+            yield _whole_table((*at, name), None, table)
+        else:
+            yield from _tables((*at, name), old[name], table)
+
+
+def _routes(at: Path, old: Sequence[Route], new: Sequence[Route]) -> Iterator[Change]:
+    before, after = _by_name(old), _by_name(new)
+    yield from _named(at, before, after)
+    # The first match wins, so the order is part of the meaning.
+    order_before = [name for name in before if name in after]
+    order_after = [name for name in after if name in before]
+    if order_before != order_after:
+        yield _changed((*at, "order"), ", ".join(order_before), ", ".join(order_after))
+
+
+def _is_server_list(name: str, table: Table) -> bool:
+    return name in ("servers", "server") and hasattr(table, "every_server")
+
+
+def _servers(at: Path, old: Any, new: Any) -> Iterator[Change]:
+    """Servers by name, whichever way the file writes them."""
+    before: dict[str, Server] = {server.label: server for server in old.every_server}
+    after: dict[str, Server] = {server.label: server for server in new.every_server}
+    path = format_path(at)
+    for name, server in before.items():
+        if name not in after:
+            yield Change(path=path, kind="removed", old=_describe(server))
+    for name, server in after.items():
+        if name not in before:
+            yield Change(path=path, kind="added", new=_describe(server))
+            continue
+        for key, entry in entries(Server).items():
+            values = getattr(before[name], key), getattr(server, key)
+            if key != "name" and values[0] != values[1]:
+                shown = (_show(entry, value) for value in values)
+                yield _changed((*at, name, key), *shown)
+
+
+def _describe(server: Server) -> str:
+    extra = _inline(server)
+    plain = _inline(Server(name=server.name, address=server.address))
+    named = server.address if server.label == server.address else f"{server.label} ({server.address})"
+    return named if extra == plain else f"{named} {extra}"

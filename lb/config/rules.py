@@ -1,0 +1,143 @@
+"""The rules that concern more than one table of a configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from lb.config.problems import Report, did_you_mean
+from lb.config.route import Route
+from lb.config.schema import Config, Listen
+
+_NEEDED = {
+    "listen": 'add [listen.main] with bind = [":8080"]',
+    "route": 'add [[route]] with pool = "main"',
+    "pool": 'add [pool.main] with servers = ["127.0.0.1:9000"]',
+}
+
+
+def apply_rules(config: Config, data: Mapping[str, Any], errors: Report, warnings: Report) -> Config:
+    """Reports what is wrong between the tables of `config`, which was decoded from `data`; returns it
+    with every route named."""
+    for key, hint in _NEEDED.items():
+        if not getattr(config, key) and not errors.broken((key,)):
+            errors.add((key,), f"a configuration needs a {key}", hint=hint)
+    _check_binds(config.listen, errors)
+    names = _check_pools(config, data, errors, warnings)
+    routes = _named(config.route, errors)
+    if not errors.broken(("route",)):
+        _warn_unreachable(routes, warnings)
+    if not errors.broken(("listen",)):
+        _warn_redirects(config.listen, warnings)
+    for pool in config.pool:
+        if pool.name not in names:
+            warnings.add(("pool", pool.name), "no route uses this pool")
+    return msgspec.structs.replace(config, route=routes)
+
+
+def _check_binds(listeners: Sequence[Listen], errors: Report) -> None:
+    """Two listeners can't share an address; with SO_REUSEPORT the kernel would let them, and share out
+    the connections at random."""
+    users: dict[str, str] = {}
+    for listener in listeners:
+        at = ("listen", listener.name, "bind")
+        if errors.broken(at):
+            continue
+        for index, address in enumerate(listener.bind):
+            for other in _overlapping(address):
+                if other in users:
+                    message = f"{other} is bound by listen.{users[other]} already"
+                    errors.add((*at, index), message, value=address)
+                    break
+            users.setdefault(address, listener.name)
+
+
+def _overlapping(address: str) -> Iterator[str]:
+    """`address` and what else it covers or is covered by: "[::]:80" takes IPv4 as well."""
+    yield address
+    for one, other in (("[::]:", "0.0.0.0:"), ("0.0.0.0:", "[::]:")):
+        if address.startswith(one):
+            yield other + address.removeprefix(one)
+
+
+def _check_pools(config: Config, data: Mapping[str, Any], errors: Report, warnings: Report) -> set[str]:
+    """Reports routes to pools that don't exist; returns the names in use."""
+    pools = data.get("pool")
+    known = set(pools) if isinstance(pools, dict) else set()
+    used: set[str] = set()
+    for index, route in enumerate(config.route):
+        used.add(route.pool)
+        at = ("route", index, "pool")
+        if route.pool in known or not known or errors.broken(at):
+            continue
+        errors.add(at, "there is no such pool", value=route.pool, hint=did_you_mean(route.pool, known))
+    return used
+
+
+def _named(routes: Sequence[Route], errors: Report) -> tuple[Route, ...]:
+    """`routes`, each with a name of its own."""
+    given = {route.name for route in routes}
+    uses = Counter(route.pool for route in routes if not route.name)
+    named: list[Route] = []
+    taken: dict[str, int] = {}
+    for index, route in enumerate(routes):
+        name = route.name
+        if not name:
+            free = uses[route.pool] == 1 and route.pool not in given
+            name = route.pool if free else f"route-{index + 1}"
+        if name in taken:
+            message = f'the name "{name}" is taken by route[{taken[name]}]'
+            errors.add(("route", index, "name"), message, hint="give each route a name of its own")
+        taken.setdefault(name, index)
+        named.append(msgspec.structs.replace(route, name=name))
+    return tuple(named)
+
+
+def _warn_unreachable(routes: Sequence[Route], warnings: Report) -> None:
+    """The first match wins: a route whose requests an earlier one takes is never used."""
+    first: dict[tuple[str | None, str | None], int] = {}
+    for index, route in enumerate(routes):
+        path = None if route.path == "/*" else route.path
+        for pattern in ((host, over) for host in _hosts_over(route.host) for over in _paths_over(path)):
+            if pattern in first:
+                name = routes[first[pattern]].name
+                message = f'is never reached: route "{name}" before it takes all of its requests'
+                warnings.add(("route", index), message, hint=f'move it above "{name}"')
+                break
+        first.setdefault((route.host, path), index)
+
+
+def _hosts_over(host: str | None) -> Iterator[str | None]:
+    """The host patterns that match all that `host` matches."""
+    yield None
+    if host is None:
+        return
+    yield host
+    suffix = host.removeprefix("*.")
+    while "." in suffix:
+        suffix = suffix.partition(".")[2]
+        yield f"*.{suffix}"
+
+
+def _paths_over(path: str | None) -> Iterator[str | None]:
+    """The path patterns that match all that `path` matches."""
+    yield None
+    if path is None:
+        return
+    yield path
+    prefix = path.removesuffix("/*")
+    while "/" in prefix:
+        prefix = prefix.rpartition("/")[0]
+        yield f"{prefix}/*"
+
+
+def _warn_redirects(listeners: Sequence[Listen], warnings: Report) -> None:
+    if any(listener.tls is not None for listener in listeners):
+        return
+    for listener in listeners:
+        if listener.redirect_https:
+            at = ("listen", listener.name, "redirect_https")
+            warnings.add(at, "no listener has tls: clients are sent to port 443 of this host")

@@ -1,0 +1,164 @@
+"""The whole configuration. What a key means, its default and what it may hold stand in one line each.
+
+`route` and `pool` have their own modules; the reference in the documentation is generated from here.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from lb.config import text
+from lb.config.kinds import Boolean, Choice, Duration, Fraction, Integer, ListOf, Planned, Size, Text
+from lb.config.pool import Pool
+from lb.config.problems import Problem, Source
+from lb.config.route import Route
+from lb.config.tables import ArrayOfTables, Conflict, Key, NamedTables, Table, TableOf
+from workers.contract.scoreboard import Capacity
+
+_NAME = Text(text.name, "name")
+_FILE = Text(text.file_path, "path of a file")
+
+
+class Process(Table, frozen=True, kw_only=True):
+    """The processes. One master binds, forks and supervises; workers carry the traffic."""
+
+    workers: Annotated[
+        int | None, Key(Integer(1, Capacity().workers, word="auto"), "Worker processes; auto: one per core.")
+    ] = None
+    user: Annotated[
+        str | None,
+        Key(Text(text.user, "name of a user"), "User that workers run as after root has bound.", live=False),
+    ] = None
+    pid_file: Annotated[
+        str | None, Key(_FILE, "File for the master's process id, locked for its life.", live=False)
+    ] = None
+    shutdown_timeout: Annotated[
+        float, Key(Duration("0s"), "At a graceful stop, what is left after this is closed.")
+    ] = 30.0
+    wedged_after: Annotated[
+        float, Key(Duration("1s", "1h"), "A worker whose event loop stands still this long is replaced.")
+    ] = 10.0
+    rebalance: Annotated[None, Key(Planned("off"), "Moves tunnels between workers.")] = None
+
+
+class ListenTls(Table, frozen=True, kw_only=True):
+    """TLS 1.2 and 1.3 at a listener."""
+
+    certs: Annotated[
+        tuple[str, ...],
+        Key(
+            ListOf(Text(text.file_path, "path or glob"), least=1),
+            "PEM files; a file holds certificate and key, or its key lies beside it. The client's name "
+            "chooses; the first is the default. Read again at reload.",
+        ),
+    ]
+
+
+class ListenTimeouts(Table, frozen=True, kw_only=True):
+    """What clients get time for."""
+
+    tls_handshake: Annotated[float, Key(Duration(), "For the TLS handshake.")] = 10.0
+    request_head: Annotated[float, Key(Duration(), "For the whole head of a request; then 408.")] = 10.0
+    body_idle: Annotated[float, Key(Duration(), "Without a byte of the request's body; then 408.")] = 30.0
+    keep_alive: Annotated[float, Key(Duration(), "Between two requests of a connection.")] = 75.0
+    send: Annotated[float, Key(Duration(), "Without the client taking a byte of what waits for it.")] = 30.0
+
+
+class ListenLimits(Table, frozen=True, kw_only=True):
+    """What clients may send."""
+
+    head_bytes: Annotated[int, Key(Size("1KiB", "1MiB"), "Request line and headers; then 414 or 431.")] = (
+        32 * 1024
+    )
+    headers: Annotated[int, Key(Integer(1, 10_000), "Header fields; then 431.")] = 100
+    body_bytes: Annotated[int, Key(Size("0B", "1024TiB"), "Body of a request; then 413.")] = 100 * 1024 * 1024
+    connections: Annotated[
+        int, Key(Integer(1, 10_000_000), "Client connections at the same time, over all workers.")
+    ] = 50_000
+
+
+class Listen(Table, frozen=True, kw_only=True):
+    """Where clients connect."""
+
+    name: str
+    bind: Annotated[
+        tuple[str, ...],
+        Key(
+            ListOf(Text(text.bind_address, '":port", "address:port", "[v6]:port" or "unix:/path"'), least=1),
+            'Addresses. ":8080" is every address of the machine, IPv6 and IPv4.',
+        ),
+    ]
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Key(
+            ListOf(Text(text.network, 'network such as "10.0.0.0/8"')),
+            "Networks of proxies before this one, whose X-Forwarded-* and Forwarded are believed.",
+        ),
+    ] = ()
+    proxy_protocol: Annotated[None, Key(Planned(False), "The PROXY protocol of a proxy before this one.")] = (
+        None
+    )
+    tls: Annotated[ListenTls | None, Key(TableOf(ListenTls), "TLS; absent: plain HTTP.")] = None
+    redirect_https: Annotated[
+        bool,
+        Key(Boolean(), "Answers every request with a redirect to https, at the port of the TLS listener."),
+    ] = False
+    timeouts: Annotated[ListenTimeouts, Key(TableOf(ListenTimeouts), "What clients get time for.")] = (
+        ListenTimeouts()
+    )
+    limits: Annotated[ListenLimits, Key(TableOf(ListenLimits), "What clients may send.")] = ListenLimits()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.redirect_https and self.tls is not None:
+            hint = "give plain HTTP a listener of its own"
+            yield Conflict(("redirect_https", "tls"), "this listener speaks TLS itself", hint)
+
+
+class Drain(Table, frozen=True, kw_only=True):
+    """The polite end of tunnels whose process has to go."""
+
+    close_code: Annotated[None, Key(Planned(), "Close code that clients are sent.")] = None
+    spread: Annotated[None, Key(Planned(), "Time over which clients are sent away.")] = None
+    hard_stop: Annotated[
+        float, Key(Duration("0s"), "Tunnels of a worker that has lost its master are closed after this.")
+    ] = 600.0
+
+
+class AccessLog(Table, frozen=True, kw_only=True):
+    """One line per exchange; a WebSocket has one when it opens and one when it closes."""
+
+    path: Annotated[
+        str,
+        Key(
+            Text(text.file_path, '"-", "off" or path of a file'),
+            '"-" is stdout, "off" is none; a file is opened anew on SIGUSR1.',
+        ),
+    ] = "-"
+    format: Annotated[
+        Literal["json", "combined"], Key(Choice("json", "combined"), "One JSON object a line, or as Apache.")
+    ] = "json"
+    sample: Annotated[
+        float, Key(Fraction(), "Share of the exchanges that is written; errors always are.")
+    ] = 1.0
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """A whole configuration file that has been validated. Relative paths in it are kept as written, see
+    `resolve`. `warnings` don't keep it from being used."""
+
+    source: Source
+    warnings: tuple[Problem, ...] = ()
+    process: Annotated[Process, Key(TableOf(Process), "The processes.")] = Process()
+    listen: Annotated[tuple[Listen, ...], Key(NamedTables(Listen, _NAME), "Where clients connect.")] = ()
+    route: Annotated[tuple[Route, ...], Key(ArrayOfTables(Route), "Which requests go where.")] = ()
+    pool: Annotated[tuple[Pool, ...], Key(NamedTables(Pool, _NAME), "The servers.")] = ()
+    drain: Annotated[Drain, Key(TableOf(Drain), "The polite end of tunnels.")] = Drain()
+    access_log: Annotated[AccessLog, Key(TableOf(AccessLog), "The access log.")] = AccessLog()
+    metrics: Annotated[None, Key(Planned(), "Metrics for Prometheus.")] = None
+    admin: Annotated[None, Key(Planned(), "Admin API and dashboard.")] = None
+
+    def resolve(self, path: str) -> pathlib.Path:
+        """A file named in the configuration; relative ones start in its folder."""
+        return self.source.base / path

@@ -1,0 +1,72 @@
+"""The keys that sign sticky cookies, and the files that they are kept in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import secrets
+from typing import Final
+
+KEY_BYTES: Final = 32
+# A file of another kind, named by mistake.
+_MOST_BYTES: Final = 4096
+
+
+class KeyFileError(ValueError):
+    """A key file that can't be used; the text says why and what to do."""
+
+
+def random_key() -> bytes:
+    """A fresh key."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def read_key(path: pathlib.Path) -> bytes | None:
+    """The key in the file `path`; `None` where there is no such file.
+
+    Any file of 32 to 4096 bytes will do, such as the text of `openssl rand -hex 32`. Raises
+    `KeyFileError`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KeyFileError(f"can't be read: {error.strerror}") from error
+    if not KEY_BYTES <= len(content) <= _MOST_BYTES:
+        raise KeyFileError(f"a key file has {KEY_BYTES} to {_MOST_BYTES} bytes: remove it, and one is made")
+    # Text has fewer random bits than bytes: the whole of it counts.
+    return hashlib.sha256(content).digest()
+
+
+def create_key(path: pathlib.Path) -> bytes:
+    """The key in the file `path`, which is made (readable by its owner alone) where there is none.
+
+    Two that start at once get the same key. Raises `KeyFileError`.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        try:
+            _write(draft, secrets.token_bytes(KEY_BYTES))
+            # Unlike a rename, a link never replaces a key that somebody else has just made.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise KeyFileError(f"can't be made: {error.strerror}") from error
+    key = read_key(path)
+    if key is None:
+        raise KeyFileError("was removed while it was made")
+    return key
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
