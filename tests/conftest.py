@@ -1,0 +1,49 @@
+"""Fixtures that every kind of test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.balancer import LoadBalancer
+from tests.harness.settings import Tables
+from tests.harness.upstream import Handler, Upstream, answer
+
+StartBalancer = Callable[..., LoadBalancer]
+StartUpstream = Callable[..., Upstream]
+
+
+@pytest.fixture
+def upstream() -> Iterator[StartUpstream]:
+    """Starts raw upstream servers; each is closed, and its handler's errors raised, at the end."""
+    started: list[Upstream] = []
+
+    def start(handler: Handler = answer, **options: Any) -> Upstream:
+        started.append(Upstream(handler, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def balancer(tmp_path: Path, upstream: StartUpstream) -> Iterator[StartBalancer]:
+    """Starts load balancers; each is stopped, and its orderly end asserted, before the upstreams end."""
+    started: list[LoadBalancer] = []
+
+    def start(tables: Tables, **options: Any) -> LoadBalancer:
+        folder = tmp_path / f"lb{len(started)}"
+        folder.mkdir()
+        started.append(LoadBalancer(folder, tables, **options))
+        return started[-1].start()
+
+    yield start
+    for running in started:
+        try:
+            running.stop()
+        finally:
+            running.remove_sockets()

@@ -1,0 +1,259 @@
+"""The real `lb run` as a test drives it: configuration, readiness, reload, status, orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.harness import processes
+from tests.harness.client import Address
+from tests.harness.settings import Tables
+from tests.harness.toml import dumps
+from tests.harness.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+_MARK = "SHARDLB_TEST_RUN"
+
+
+class LoadBalancer:
+    """One running load balancer in a folder of its own.
+
+    `stop` (also through the `balancer` fixture) asserts an orderly end: exit status 0, no traceback, no
+    process left over.
+    """
+
+    def __init__(self, folder: Path, tables: Tables, *, file_limit: int | None = None) -> None:
+        self.folder = folder
+        self.tables = tables
+        self.file = folder / "lb.toml"
+        self.stderr_file = folder / "stderr.log"
+        self.access_file = folder / "access.log"
+        # Socket paths end at 107 bytes, and pytest's folders can be longer.
+        self._sockets = Path(tempfile.mkdtemp(prefix="lb-"))
+        self.command_socket = f"unix:{self._sockets}/admin.sock"
+        self._mark = uuid.uuid4().hex
+        self._environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(ROOT)}
+        self._file_limit = file_limit
+        self._process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+
+    # --- the configuration -----------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Writes `tables` to the file; nothing is reloaded."""
+        self.tables.setdefault("admin", {"listen": self.command_socket})
+        self.tables.setdefault("access_log", {"path": str(self.access_file)})
+        self.file.write_text(dumps(self.tables), encoding="utf-8")
+
+    @property
+    def address(self) -> Address:
+        """Where the listener `public` listens first."""
+        return self.address_of("public")
+
+    def address_of(self, listener: str) -> Address:
+        """Where `listener` listens first."""
+        bind: str = self.tables["listen"][listener]["bind"][0]
+        if bind.startswith("unix:"):
+            return bind.removeprefix("unix:")
+        host, _, port = bind.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+    @property
+    def port(self) -> int:
+        """The TCP port of the listener `public`."""
+        return int(self.tables["listen"]["public"]["bind"][0].rpartition(":")[2])
+
+    # --- the process -----------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The master's."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, within: float = 20.0) -> LoadBalancer:
+        """Starts `lb run` and waits until it says READY=1 to its supervisor."""
+        self.write()
+        path = f"{self._sockets}/notify-{uuid.uuid4().hex[:8]}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(path)
+            notify.settimeout(0.1)
+            self._spawn({**self._environment, "NOTIFY_SOCKET": path})
+            deadline = time.monotonic() + within
+            while not self._said_ready(notify):
+                assert self._process is not None
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.kill()
+                    raise AssertionError(f"lb did not become ready:\n{self.stderr}")
+        self.stopped = False
+        return self
+
+    def _spawn(self, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-m", "lb", "run", "-c", str(self.file)]
+        if self._file_limit is not None:
+            command = ["prlimit", f"--nofile={self._file_limit}:{self._file_limit}", *command]
+        with self.stderr_file.open("ab") as stderr, (self.folder / "stdout.log").open("ab") as stdout:
+            self._process = subprocess.Popen(
+                command, stderr=stderr, stdout=stdout, stdin=subprocess.DEVNULL, env=environment
+            )
+
+    @staticmethod
+    def _said_ready(notify: socket.socket) -> bool:
+        try:
+            return b"READY=1" in notify.recv(4096).split(b"\n")
+        except TimeoutError:
+            return False
+
+    def worker_pids(self) -> list[int]:
+        """Pids of the workers, by slot."""
+        workers = self.status()["workers"]
+        return [int(worker["pid"]) for worker in sorted(workers, key=lambda worker: int(worker["slot"]))]
+
+    def kill_worker(self, slot: int = 0) -> int:
+        """Kills the worker in `slot` with SIGKILL and returns the pid that it had."""
+        pid = self.worker_pids()[slot]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_replaced(self, slot: int, old: int, within: float = 10.0) -> int:
+        """Waits until `slot` has a pid other than `old`, and returns it."""
+
+        def fresh() -> int:
+            pids = self.worker_pids()
+            return pids[slot] if len(pids) > slot and pids[slot] not in (0, old) else 0
+
+        return eventually(fresh, f"worker {slot} is replaced", within)
+
+    def descriptors(self, pid: int) -> dict[int, str]:
+        """The open descriptors of `pid`."""
+        return processes.descriptors(pid)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def command(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Runs `lb` with `arguments` and captures what it prints."""
+        return subprocess.run(
+            [sys.executable, "-m", "lb", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self._environment,
+            check=False,
+        )
+
+    def reload(self, *, check: bool = True) -> str:
+        """Writes `tables`, runs `lb reload` and returns what it printed; asserts success if `check`."""
+        self.write()
+        done = self.command("reload", "-c", str(self.file))
+        if check:
+            assert done.returncode == 0, f"lb reload failed: {done.stdout}{done.stderr}\n{self.stderr}"
+        else:
+            assert done.returncode != 0, f"lb reload succeeded: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """`lb status --json`."""
+        done = self.command("status", "--json", "-c", str(self.file))
+        assert done.returncode == 0, f"lb status failed: {done.stdout}{done.stderr}\n{self.stderr}"
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends `number` to the master."""
+        os.kill(self.pid, number)
+
+    # --- logs ------------------------------------------------------------------------------------
+
+    @property
+    def stderr(self) -> str:
+        """All that the processes wrote to stderr so far."""
+        return self.stderr_file.read_text(encoding="utf-8") if self.stderr_file.exists() else ""
+
+    def access_lines(self) -> list[dict[str, Any]]:
+        """The complete lines of the JSON access log."""
+        if not self.access_file.exists():
+            return []
+        text = self.access_file.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def wait_access(self, count: int = 1, within: float = 5.0, **fields: object) -> list[dict[str, Any]]:
+        """Waits for `count` access log lines that have all of `fields`, and returns them."""
+
+        def matching() -> list[dict[str, Any]]:
+            lines = [line for line in self.access_lines() if all(line.get(k) == v for k, v in fields.items())]
+            return lines if len(lines) >= count else []
+
+        return eventually(matching, f"{count} access log lines with {fields}", within)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[int]:
+        """Pids of every process of this load balancer, found by a mark in the environment."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0") and processes.alive(int(entry.name)):
+                found.append(int(entry.name))
+        return found
+
+    def stop(self, *, number: signal.Signals = signal.SIGTERM, within: float = 15.0) -> None:
+        """Ends the load balancer by `number` and asserts that all of it ended in order."""
+        if self.stopped or self._process is None:
+            return
+        self.stopped = True
+        try:
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+            try:
+                status = self._process.wait(within)
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"lb did not stop within {within:g} s:\n{self.stderr}") from None
+            assert status == 0, f"lb ended with {status}:\n{self.stderr}"
+            assert "Traceback" not in self.stderr, self.stderr
+            eventually(lambda: not self.leftovers(), "no process is left over", 5.0)
+        finally:
+            self.kill()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[LoadBalancer]:
+        """Starts, and stops with all assertions at the end of the block."""
+        self.start()
+        try:
+            yield self
+            self.stop()
+        finally:
+            self.kill()
+            self.remove_sockets()
+
+    def kill(self) -> None:
+        """Kills whatever of this load balancer still runs."""
+        for pid in self.leftovers():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if self._process is not None:
+            self._process.wait(10)
+
+    def remove_sockets(self) -> None:
+        """Removes the folder of the command socket."""
+        shutil.rmtree(self._sockets, ignore_errors=True)

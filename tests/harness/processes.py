@@ -1,0 +1,61 @@
+"""What /proc says about a process: descriptors, memory, CPU time, children."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the command name; `[]` when the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text[text.rindex(")") + 2 :].split()
+
+
+def alive(pid: int) -> bool:
+    """Whether `pid` runs; a zombie does not."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that `pid` has used so far."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of `pid` that is its own, shared pages left out."""
+    total, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1:3]
+    return (int(total) - int(shared)) * _PAGE
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """Each open descriptor of `pid` and what it points to."""
+    found: dict[int, str] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:  # closed between the listing and the look
+            continue
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The running children of `pid`."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for child in text.split() if alive(int(child))]
+
+
+def threads(pid: int) -> int:
+    """How many threads `pid` has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
