@@ -235,3 +235,26 @@ def test_lines_of_several_processes_and_threads_never_tear(pipe: tuple[int, int]
     for line in seen:
         assert LINE.fullmatch(line), line
         assert line.count("level=") == 1
+
+
+def test_many_threads_share_a_terminal_like_file(tmp_path: Path) -> None:
+    """What is neither pipe nor socket is polled, and several threads may do so at once."""
+    fd = os.open(tmp_path / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for _ in range(300):
+                shared.write(b"line\n")
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+
+    shared = Sink(fd)
+    threads = [threading.Thread(target=write) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(fd)
+    assert not failures
+    assert (tmp_path / "log").read_text() == "line\n" * 1800

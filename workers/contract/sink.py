@@ -24,7 +24,7 @@ _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, e
 class Sink:
     """A descriptor to write lines to. It is borrowed: closing it is the owner's business."""
 
-    __slots__ = ("_nowait", "_poll", "fd", "is_file")
+    __slots__ = ("_nowait", "fd", "is_file")
 
     def __init__(self, fd: int) -> None:
         """Raises `OSError` when `fd` is not open."""
@@ -32,8 +32,6 @@ class Sink:
         self.fd = fd
         self.is_file = stat.S_ISREG(mode)
         self._nowait = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLOUT)
 
     def write(self, data: bytes) -> int:
         """Writes what fits now and says how many bytes that were.
@@ -56,4 +54,7 @@ class Sink:
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` until there is room (or an error to be met by writing)."""
-        return bool(self._poll.poll(seconds * 1000))
+        # A poll object serves one thread at a time, a sink several.
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))

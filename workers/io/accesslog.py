@@ -219,8 +219,10 @@ class AccessLog:
         self._reported, self._reported_at, self._failure = dropped, now, ""
 
     def _end(self) -> None:
-        self._unwritten += len(self._queue)
-        self._queue.clear()
+        if self._queue:
+            self._failure = self._failure or "no time was left"
+            self._unwritten += len(self._queue)
+            self._queue.clear()
         self._report(at_once=True)
         self._take_swap()
         _close(self._sink.fd)
