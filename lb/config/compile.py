@@ -5,8 +5,9 @@ This is where the files that a configuration names are read: certificates, keys,
 
 from __future__ import annotations
 
+import itertools
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -14,7 +15,8 @@ import msgspec
 
 from lb.config.certificates import CertificateError, load_certificates
 from lb.config.pool import Pool, PoolTls, Server, Sticky
-from lb.config.problems import ConfigErrors, Problem
+from lb.config.positions import Path
+from lb.config.problems import ConfigErrors, Problem, format_value
 from lb.config.route import Route
 from lb.config.schema import Config, Listen
 from lb.config.state import InUse, Rows, State, assign
@@ -86,7 +88,7 @@ class _Compiler:
         )
         return compiled, state
 
-    def _add(self, at: tuple[str | int, ...], message: str, *, value: str = "", hint: str = "") -> None:
+    def _add(self, at: Path, message: str, *, value: str = "", hint: str = "") -> None:
         self._problems.append(self._config.source.problem(at, message, value=value, hint=hint))
 
     # --- scoreboard rows ---------------------------------------------------------------------------
@@ -114,13 +116,18 @@ class _Compiler:
             state.capacity.servers,
             lambda row: in_use("server", row),
         )
-        self._refuse("servers", state.capacity.servers, [("pool", *name) for name in without])
+        self._refuse(
+            "servers",
+            state.capacity.servers,
+            [("pool", pool, "servers") for pool, _ in without],
+            [name for _, name in without],
+        )
         return listeners, routes, servers
 
-    def _refuse(self, what: str, capacity: int, places: list[tuple[str | int, ...]]) -> None:
-        for place in places:
+    def _refuse(self, what: str, capacity: int, places: Sequence[Path], names: Sequence[str] = ()) -> None:
+        for place, name in itertools.zip_longest(places, names):
             message = f"is beyond the capacity of {capacity} {what} (those just removed still count)"
-            self._add(place, message)
+            self._add(place, message, value=format_value(name) if name else "")
 
     # --- listeners ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from lb.config.pool import Server
+from lb.config.pool import Pool, Server
 from lb.config.positions import Path
 from lb.config.problems import Problem, format_path
 from lb.config.route import Route
@@ -59,12 +59,12 @@ def refuse_live(old: Config, new: Config) -> list[Problem]:
 
 def _tables(at: Path, old: Table, new: Table) -> Iterator[Change]:
     for name, entry in entries(type(new)).items():
-        if _is_server_list(name, new):
+        if isinstance(new, Pool) and name in ("servers", "server"):
             continue
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
             yield from _key((*at, name), entry, before, after)
-    if hasattr(new, "every_server"):
+    if isinstance(old, Pool) and isinstance(new, Pool):
         yield from _servers((*at, "servers"), old, new)
 
 
@@ -138,8 +138,9 @@ def _by_name(tables: Sequence[Any]) -> dict[str, Any]:
 
 def _named(at: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
     """Tables that are known by a name."""
-    for name in old.keys() - new.keys():
-        yield _whole_table((*at, name), old[name], None)
+    for name, table in old.items():
+        if name not in new:
+            yield _whole_table((*at, name), table, None)
     for name, table in new.items():
         if name not in old:
             yield _whole_table((*at, name), None, table)
@@ -157,11 +158,7 @@ def _routes(at: Path, old: Sequence[Route], new: Sequence[Route]) -> Iterator[Ch
         yield _changed((*at, "order"), ", ".join(order_before), ", ".join(order_after))
 
 
-def _is_server_list(name: str, table: Table) -> bool:
-    return name in ("servers", "server") and hasattr(table, "every_server")
-
-
-def _servers(at: Path, old: Any, new: Any) -> Iterator[Change]:
+def _servers(at: Path, old: Pool, new: Pool) -> Iterator[Change]:
     """Servers by name, whichever way the file writes them."""
     before: dict[str, Server] = {server.label: server for server in old.every_server}
     after: dict[str, Server] = {server.label: server for server in new.every_server}
@@ -181,7 +178,5 @@ def _servers(at: Path, old: Any, new: Any) -> Iterator[Change]:
 
 
 def _describe(server: Server) -> str:
-    extra = _inline(server)
-    plain = _inline(Server(name=server.name, address=server.address))
-    named = server.address if server.label == server.address else f"{server.label} ({server.address})"
-    return named if extra == plain else f"{named} {extra}"
+    """A server as the file would write it: its address where that is all."""
+    return server.address if server == Server(address=server.address) else _inline(server)

@@ -80,7 +80,7 @@ def _read(path: pathlib.Path) -> str:
     if len(content) > _MAX_BYTES:
         raise broken(f"is larger than {_MAX_BYTES >> 20} MiB")
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         problem = Problem(file=str(path), line=line, message="is not UTF-8")

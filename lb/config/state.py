@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,8 +20,8 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     """The scoreboard rows of one kind. `taken` are those of the configuration; `left` are rows whose
     owner is gone, which come back to it when it does, unless somebody else needed them."""
 
-    taken: Mapping[object, int] = MappingProxyType({})
-    left: Mapping[object, int] = MappingProxyType({})
+    taken: Mapping[Any, int] = MappingProxyType({})
+    left: Mapping[Any, int] = MappingProxyType({})
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +53,8 @@ def assign(
         assigned[name] = row
         without.remove(name)
     given = set(assigned.values())
-    taken: dict[object, int] = {**assigned}
     left = {name: row for name, row in {**rows.left, **rows.taken}.items() if row not in given}
-    return assigned, Rows(taken=MappingProxyType(taken), left=MappingProxyType(left)), without
+    return assigned, Rows(taken=MappingProxyType(assigned), left=MappingProxyType(left)), without
 
 
 def _own(rows: Rows, name: object) -> int | None:

@@ -129,7 +129,7 @@ def route_path(text: str) -> str:
     if any(segment in (".", "..") for segment in text.split("/")):
         raise Wrong('a path has no "." and ".." segments')
     if normalise_for_match(text.encode()) is None or "%2a" in text.lower():
-        raise Wrong("servers would not agree on what this path is", "write it without % escapes")
+        raise Wrong("servers would not agree on what this path is; write it without % escapes")
     return text
 
 
@@ -193,7 +193,8 @@ def _host_port(text: str) -> tuple[str, int]:
     """Host (IPv6 in brackets and canonical, else as written, perhaps empty) and port of `text`."""
     host, separator, digits = text.rpartition(":")
     if not separator or digits.endswith("]"):
-        raise Wrong("the port is missing", f'write "{text}:8080"' if _VISIBLE.match(text) else "")
+        whole = f":{text}" if text.isdigit() else f"{text}:8080"
+        raise Wrong("the port is missing", f'write "{whole}"' if _VISIBLE.match(text) else "")
     if not re.fullmatch(r"[0-9]{1,5}", digits) or not 1 <= int(digits) <= 65535:
         raise Wrong("the port must be a number from 1 to 65535")
     if host.startswith("[") and host.endswith("]"):

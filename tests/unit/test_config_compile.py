@@ -1,0 +1,413 @@
+"""Compilation: rows, sticky keys, certificates, and what the workers get."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import threading
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.config import Compiled, ConfigErrors, State, compile, parse, verify
+from lb.config.state import Rows, assign
+from lb.config.stickykeys import KeyFileError, create_key, random_key, read_key
+from workers.contract import snapshot as spec
+from workers.contract.scoreboard import Capacity
+
+HEAD = '[listen.main]\nbind = [":8080"]\n[[route]]\npool = "app"\n'
+VALID = HEAD + '[pool.app]\nservers = ["127.0.0.1:9000"]\n'
+
+
+def free(_kind: str, _row: int) -> bool:
+    return False
+
+
+def build(
+    text: str, folder: pathlib.Path, state: State | None = None, generation: int = 1
+) -> tuple[Compiled, State]:
+    return compile(parse(text, folder / "lb.toml"), state or State(), generation, free)
+
+
+def refusal(text: str, folder: pathlib.Path, state: State | None = None) -> str:
+    with pytest.raises(ConfigErrors) as caught:
+        build(text, folder, state)
+    return str(caught.value).replace(str(folder), "DIR")
+
+
+def write_certificate(folder: pathlib.Path, host: str) -> pathlib.Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / f"{host}.pem"
+    file.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return file
+
+
+def test_a_bare_configuration_has_the_defaults_of_the_snapshot(tmp_path: pathlib.Path) -> None:
+    """The schema and the contract state each default; they must not drift apart."""
+    compiled, _ = build(VALID, tmp_path)
+    server = spec.ServerSpec(slot=0, name="127.0.0.1:9000", host="127.0.0.1", port=9000)
+    assert compiled.snapshot == spec.Snapshot(
+        generation=1,
+        listeners=(spec.ListenerSpec(slot=0, name="main", bind=("[::]:8080",)),),
+        routes=(spec.RouteSpec(slot=0, name="app", pool="app"),),
+        pools=(spec.PoolSpec(name="app", servers=(server,)),),
+    )
+    tls, _ = build(VALID + "tls = {}\n", tmp_path)
+    assert tls.snapshot.pools[0].tls == spec.UpstreamTls()
+
+
+def test_everything_arrives(tmp_path: pathlib.Path) -> None:
+    compiled, _ = build(
+        """
+        [listen.public]
+        bind = ["127.0.0.1:80"]
+        trusted_proxies = ["10.0.0.0/8"]
+        redirect_https = true
+        timeouts.tls_handshake = "1s"
+        timeouts.request_head = "2s"
+        timeouts.body_idle = "3s"
+        timeouts.keep_alive = "4s"
+        timeouts.send = "5s"
+        limits = { head_bytes = "16KiB", headers = 50, body_bytes = "1MiB", connections = 10 }
+        [[route]]
+        host = "*.example.com"
+        path = "/ws/*"
+        pool = "chat"
+        strip_prefix = true
+        headers = { request_set = { X-Edge = "1" }, response_remove = ["B"] }
+        websocket = { idle = "off", max_age = "24h", inspect = false }
+        retry = { attempts = 3, on = ["503"] }
+        [pool.chat]
+        balance = "hash"
+        hash_on = "cookie:user"
+        sticky = { query = "sid" }
+        queue = { length = 0, timeout = "1s" }
+        timeouts = { connect = "1s", response_head = "2s", body_idle = "3s" }
+        keep_alive = { max_idle = 0, idle = "9s" }
+        tls = { verify = false, sni = "b.internal" }
+        server = [
+          { name = "blue", address = "[::1]:9000", weight = 3, max_connections = 7 },
+          { address = "unix:/run/app.sock", backup = true },
+        ]
+        [drain]
+        hard_stop = "1h"
+        [access_log]
+        path = "access.log"
+        format = "combined"
+        sample = 0.5
+        """,
+        tmp_path,
+    )
+    snapshot = compiled.snapshot
+    assert snapshot.listeners == (
+        spec.ListenerSpec(
+            slot=0,
+            name="public",
+            bind=("127.0.0.1:80",),
+            trusted_proxies=("10.0.0.0/8",),
+            redirect_https=True,
+            timeouts=spec.ListenTimeouts(
+                tls_handshake=1.0, request_head=2.0, body_idle=3.0, keep_alive=4.0, send=5.0
+            ),
+            limits=spec.ListenLimits(head_bytes=16384, headers=50, body_bytes=1 << 20, connections=10),
+        ),
+    )
+    assert snapshot.routes == (
+        spec.RouteSpec(
+            slot=0,
+            name="chat",
+            host="*.example.com",
+            path="/ws/*",
+            pool="chat",
+            strip_prefix=True,
+            headers=spec.HeaderRules(request_set=(("X-Edge", "1"),), response_remove=("B",)),
+            websocket=spec.WebSocketSpec(idle=None, max_age=86400.0, inspect=False),
+            retry=spec.RetrySpec(attempts=3, on=("503",)),
+        ),
+    )
+    assert snapshot.pools == (
+        spec.PoolSpec(
+            name="chat",
+            servers=(
+                spec.ServerSpec(slot=0, name="blue", host="::1", port=9000, weight=3, max_connections=7),
+                spec.ServerSpec(slot=1, name="unix:/run/app.sock", path="/run/app.sock", backup=True),
+            ),
+            balance="hash",
+            hash_on=spec.HashSpec(kind="cookie", name="user"),
+            sticky=spec.StickySpec(kind="query", name="sid"),
+            queue=spec.QueueSpec(length=0, timeout=1.0),
+            timeouts=spec.UpstreamTimeouts(connect=1.0, response_head=2.0, body_idle=3.0),
+            keep_alive=spec.KeepAliveSpec(max_idle=0, idle=9.0),
+            tls=spec.UpstreamTls(verify=False, sni="b.internal"),
+        ),
+    )
+    assert snapshot.drain == spec.DrainSpec(hard_stop=3600.0)
+    log = spec.AccessLogSpec(path=str(tmp_path / "access.log"), format="combined", sample=0.5)
+    assert snapshot.access_log == log
+    assert spec.decode(spec.encode(snapshot)) == snapshot
+
+
+@pytest.mark.parametrize("kind", ["header", "ip"])
+def test_the_other_sticky_kinds(kind: str, tmp_path: pathlib.Path) -> None:
+    value = "true" if kind == "ip" else '"X"'
+    compiled, state = build(VALID + f"sticky.{kind} = {value}\n", tmp_path)
+    sticky = compiled.snapshot.pools[0].sticky
+    assert sticky is not None
+    assert (sticky.kind, sticky.name, sticky.key) == (kind, "" if kind == "ip" else "X", b"")
+    assert not state.sticky_keys
+
+
+# --- rows ------------------------------------------------------------------------------------------------
+
+
+def pools(*names: str) -> str:
+    servers = ", ".join(f'"{name}:1"' for name in names)
+    return HEAD + f"[pool.app]\nservers = [{servers}]\n"
+
+
+def rows(compiled: Compiled) -> dict[str, int]:
+    return {server.name: server.slot for server in compiled.snapshot.pools[0].servers}
+
+
+def test_a_server_keeps_its_row(tmp_path: pathlib.Path) -> None:
+    first, state = build(pools("a", "b"), tmp_path)
+    second, state = build(pools("b", "c"), tmp_path, state)
+    third, state = build(pools("a", "b", "d"), tmp_path, state)
+    assert rows(first) == {"a:1": 0, "b:1": 1}
+    assert rows(second) == {"b:1": 1, "c:1": 2}
+    # "a" comes back to its own row; "d" gets one that nobody had.
+    assert rows(third) == {"a:1": 0, "b:1": 1, "d:1": 3}
+
+
+def test_servers_of_different_pools_are_different(tmp_path: pathlib.Path) -> None:
+    compiled, _ = build(pools("a") + '[pool.two]\nservers = ["a:1"]\n', tmp_path)
+    assert [pool.servers[0].slot for pool in compiled.snapshot.pools] == [0, 1]
+
+
+def test_rows_are_given_away_when_their_cells_are_zero(tmp_path: pathlib.Path) -> None:
+    state = State(capacity=Capacity(servers=2))
+    busy = False
+
+    def in_use(kind: str, row: int) -> bool:
+        return kind == "server" and row == 0 and busy
+
+    config = [parse(pools(*names), tmp_path / "lb.toml") for names in (("a", "b"), ("b",), ("b", "c"))]
+    _, state = compile(config[0], state, 1, in_use)
+    busy = True
+    # Freed and given away in one step: the old configuration still counts in it.
+    with pytest.raises(ConfigErrors, match="beyond the capacity of 2 servers"):
+        compile(config[2], state, 2, in_use)
+    _, state = compile(config[1], state, 2, in_use)
+    with pytest.raises(ConfigErrors, match=r'servers = "c:1": is beyond'):
+        compile(config[2], state, 3, in_use)
+    busy = False
+    compiled, _ = compile(config[2], state, 3, in_use)
+    assert rows(compiled) == {"b:1": 1, "c:1": 0}
+
+
+def test_what_is_beyond_the_capacity_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    state = State(capacity=Capacity(listeners=1, routes=1, servers=1))
+    text = (
+        pools("a", "b") + '[[route]]\nname = "x"\npool = "app"\npath = "/x"\n[listen.two]\nbind = [":81"]\n'
+    )
+    report = refusal(text, tmp_path, state)
+    assert report.replace(" (those just removed still count)", "").splitlines() == [
+        'DIR/lb.toml:6: pool.app.servers = "b:1": is beyond the capacity of 1 servers',
+        "DIR/lb.toml:7: route[1]: is beyond the capacity of 1 routes",
+        "DIR/lb.toml:11: listen.two: is beyond the capacity of 1 listeners",
+    ]
+
+
+@given(st.lists(st.sets(st.integers(0, 12), max_size=6), max_size=12), st.sets(st.integers(0, 7)))
+def test_rows_are_never_shared(steps: list[set[int]], busy: set[int]) -> None:
+    state = Rows()
+    for names in steps:
+        before = dict(state.taken)
+        assigned, following, without = assign(state, sorted(names), 8, busy.__contains__)
+        assert len(set(assigned.values())) == len(assigned)
+        assert set(assigned) | set(without) == names
+        for name, row in assigned.items():
+            assert 0 <= row < 8
+            assert before.get(name, row) == row
+            # A row of the configuration before is never handed to another name.
+            assert row not in before.values() or before.get(name) == row
+        assert not set(following.left.values()) & set(following.taken.values())
+        state = following
+
+
+# --- keys of sticky cookies ------------------------------------------------------------------------------
+
+STICKY = VALID + 'sticky = { cookie = "lb" }\n'
+STICKY_FILE = VALID + 'sticky = { cookie = "lb", key_file = "sticky.key" }\n'
+
+
+def sticky_key(compiled: Compiled) -> bytes:
+    sticky = compiled.snapshot.pools[0].sticky
+    assert sticky is not None
+    return sticky.key
+
+
+def test_a_key_without_file_is_kept_across_reloads(tmp_path: pathlib.Path) -> None:
+    first, state = build(STICKY, tmp_path)
+    second, _ = build(STICKY, tmp_path, state)
+    other, _ = build(STICKY, tmp_path)
+    assert len(sticky_key(first)) == 32
+    assert sticky_key(first) == sticky_key(second) != sticky_key(other)
+
+
+def test_a_key_file_is_made_once(tmp_path: pathlib.Path) -> None:
+    first, _ = build(STICKY_FILE, tmp_path)
+    file = tmp_path / "sticky.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_size == 32
+    second, _ = build(STICKY_FILE, tmp_path)
+    assert sticky_key(first) == sticky_key(second)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sticky.key"]
+
+
+def test_verify_makes_nothing(tmp_path: pathlib.Path) -> None:
+    verify(parse(STICKY_FILE, tmp_path / "lb.toml"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * 4097])
+def test_a_key_file_of_the_wrong_size(content: bytes, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sticky.key").write_bytes(content)
+    assert refusal(STICKY_FILE, tmp_path) == (
+        "DIR/lb.toml:7: pool.app.sticky.key_file: DIR/sticky.key: "
+        "a key file has 32 to 4096 bytes: remove it, and one is made"
+    )
+
+
+def test_key_files_that_cannot_be_read_or_made(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sticky.key").mkdir()
+    assert "DIR/sticky.key: can't be read: Is a directory" in refusal(STICKY_FILE, tmp_path)
+    text = STICKY_FILE.replace("sticky.key", "absent/sticky.key")
+    assert "DIR/absent/sticky.key: can't be made: No such file or directory" in refusal(text, tmp_path)
+
+
+def test_any_text_of_32_bytes_is_a_key(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("a" * 64 + "\n")
+    one = read_key(file)
+    file.write_text("a" * 63 + "b\n")
+    assert one is not None
+    assert len(one) == 32
+    assert one != read_key(file)
+    assert read_key(tmp_path / "absent") is None
+    assert len(random_key()) == 32
+
+
+def test_keys_made_at_the_same_time_are_one(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "key"
+    barrier = threading.Barrier(8)
+    keys: list[bytes] = []
+
+    def make() -> None:
+        barrier.wait(10)
+        keys.append(create_key(file))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
+
+
+def test_a_dangling_link_is_no_key_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "key"
+    file.symlink_to(tmp_path / "absent")
+    with pytest.raises(KeyFileError, match="removed while it was made"):
+        create_key(file)
+
+
+# --- certificates and authorities ------------------------------------------------------------------------
+
+
+def test_certificates_travel_beside_the_snapshot(tmp_path: pathlib.Path) -> None:
+    pem = write_certificate(tmp_path, "www.example.com").read_bytes()
+    text = VALID.replace('[":8080"]', '[":8443"]\ntls.certs = ["*.pem"]')
+    text += '[listen.plain]\nbind = [":80"]\nredirect_https = true\n'
+    compiled, _ = build(text, tmp_path)
+    tls = compiled.snapshot.listeners[0].tls
+    assert tls is not None
+    (certificate,) = tls.certificates
+    assert certificate.hosts == ("www.example.com",)
+    assert certificate.not_after > 0
+    assert list(compiled.certificates) == [("main", certificate.name)]
+    assert b"PRIVATE KEY" in compiled.certificates["main", certificate.name]
+    assert pem[:100] in compiled.certificates["main", certificate.name]
+    assert b"PRIVATE KEY" not in spec.encode(compiled.snapshot)
+    assert compiled.snapshot.listeners[1].redirect_port == 8443
+
+
+def test_a_certificate_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    text = VALID.replace('[":8080"]', '[":8443"]\ntls.certs = ["absent.pem"]')
+    report = refusal(text, tmp_path)
+    assert report.startswith("DIR/lb.toml:3: listen.main.tls.certs: ")
+    assert "absent.pem" in report
+
+
+def test_authorities(tmp_path: pathlib.Path) -> None:
+    text = VALID + 'tls = { ca = "ca.pem" }\n'
+    file = tmp_path / "ca.pem"
+    place = "DIR/lb.toml:7: pool.app.tls.ca: DIR/ca.pem: "
+    assert refusal(text, tmp_path) == place + "can't be read: No such file or directory"
+    file.write_text("nothing")
+    assert refusal(text, tmp_path).startswith(place + "holds no PEM certificates")
+    file.write_bytes(b"\x30\x82\xff")
+    assert refusal(text, tmp_path).startswith(place + "is not PEM (convert DER")
+    file.write_bytes(b" " * (1024 * 1024 + 1))
+    assert refusal(text, tmp_path) == place + "is larger than 1MiB"
+    pem = write_certificate(tmp_path, "ca.example.com").read_text()
+    file.write_text(pem[: pem.index("-----BEGIN PRIVATE")])
+    compiled, _ = build(text, tmp_path)
+    tls = compiled.snapshot.pools[0].tls
+    assert tls is not None
+    assert tls.ca == file.read_text()
+
+
+def test_every_missing_file_is_reported_at_once(tmp_path: pathlib.Path) -> None:
+    text = VALID.replace('[":8080"]', '[":8443"]\ntls.certs = ["absent.pem"]')
+    text += 'tls = { ca = "ca.pem" }\nsticky = { cookie = "lb", key_file = "no/key" }\n'
+    assert len(refusal(text, tmp_path).splitlines()) == 3
+    with pytest.raises(ConfigErrors) as caught:
+        verify(parse(text, tmp_path / "lb.toml"))
+    assert len(caught.value.problems) == 2  # verify makes no key file
+
+
+def test_the_results_are_immutable(tmp_path: pathlib.Path) -> None:
+    compiled, state = build(STICKY, tmp_path)
+    with pytest.raises(AttributeError):
+        state.listeners = Rows()  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        state.sticky_keys["app"] = b""  # type: ignore[index]
+    assert isinstance(compiled, msgspec.Struct)
+    assert os.listdir(tmp_path) == []
