@@ -1,0 +1,391 @@
+"""TLS behind the interface of a plain non-blocking socket.
+
+The engine sits on the socket itself (`ssl.SSLSocket`): it costs about what memory BIOs cost, keeps no
+buffer while it is idle, and is the only way that can come to kernel TLS. What differs from a plain socket
+is hidden here, above all three things that lose or repeat bytes when left to `SSLSocket`: a blocked write,
+a half-close, and a connection that ends without close_notify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import socket
+import ssl
+import struct
+from typing import Final, Protocol
+
+# RFC 8446 section 5.1: no record carries more plaintext.
+RECORD: Final = 16384
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class Stream(Protocol):
+    """What the relay code needs. A non-blocking `socket.socket` is one as it is, `TlsStream` another."""
+
+    def fileno(self) -> int:
+        """The descriptor to register; -1 once closed."""
+
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
+        """Bytes received, 0 at the end. Raises `BlockingIOError` or another `OSError`."""
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Bytes accepted. Raises `BlockingIOError` or another `OSError`."""
+
+    def shutdown(self, how: int, /) -> None:
+        """`SHUT_WR` ends our direction; reading goes on."""
+
+    def close(self) -> None:
+        """Closes; a second call does nothing."""
+
+
+class TlsError(OSError):
+    """TLS failed and the connection is of no use any more: `abort()` it. `reason` is a stable word, for
+    the log and as a metric label; `detail` is OpenSSL's own text, for the log alone."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(errno.EPROTO, f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class TlsTruncated(TlsError):
+    """The TCP connection ended without close_notify (RFC 8446 section 6.1): what was received may be cut
+    short by anybody on the way. Fine where the message's own framing says that it is complete."""
+
+
+class Handshake(enum.Enum):
+    """What a handshake needs next."""
+
+    WANT_READ = "want-read"
+    WANT_WRITE = "want-write"
+    DONE = "done"
+
+
+# OpenSSL's words to ours. An alert is what the peer told us, so `certificate_rejected` is its verdict on
+# our certificate, and `verify_failed` our verdict on its.
+_REASONS: Final = {
+    "HTTP_REQUEST": "plain_http",
+    "HTTPS_PROXY_REQUEST": "plain_http",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "UNSUPPORTED_PROTOCOL": "version",
+    "VERSION_TOO_LOW": "version",
+    "WRONG_SSL_VERSION": "version",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "version",
+    "NO_SHARED_CIPHER": "no_shared_cipher",
+    "NO_SUITABLE_KEY_SHARE": "no_shared_cipher",
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": "no_shared_cipher",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "no_shared_cipher",
+    "CERTIFICATE_VERIFY_FAILED": "verify_failed",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "certificate_rejected",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "certificate_rejected",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "certificate_rejected",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "certificate_rejected",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "certificate_rejected",
+    "TLSV1_ALERT_UNKNOWN_CA": "certificate_rejected",
+    "TLSV1_UNRECOGNIZED_NAME": "name_rejected",
+}
+
+
+def _failure(error: OSError) -> TlsError:
+    """`error` as a `TlsError` with a stable reason: "closed", "protocol" or one of `_REASONS`."""
+    if not isinstance(error, ssl.SSLError):
+        return TlsTruncated("closed", str(error))
+    word = error.reason or ""
+    # OpenSSL 3 says UNEXPECTED_EOF_WHILE_READING, older ones nothing but SSL_ERROR_EOF.
+    if isinstance(error, ssl.SSLEOFError) or word == "UNEXPECTED_EOF_WHILE_READING":
+        return TlsTruncated("closed", "the peer closed the connection without close_notify")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TlsError("verify_failed", error.verify_message)
+    return TlsError(_REASONS.get(word, "protocol"), word or str(error))
+
+
+class TlsStream:
+    """One TLS connection over a connected socket, used like a plain non-blocking socket.
+
+    The stream takes the socket over (`sock` is detached, the descriptor keeps its number). First call
+    `handshake` until it says `DONE`; then:
+
+    - After `recv_into`, go on until it raises `BlockingIOError` or `pending` is 0: the kernel reports
+      nothing of what OpenSSL holds already.
+    - `send` takes as much as a plain socket would. Where it raises `BlockingIOError`, or took a part, wait
+      until the descriptor is writable and offer the rest, beginning with the same bytes, from any buffer.
+    - An `OSError` other than `BlockingIOError` is final: `abort()`. Only `TlsTruncated` may be taken for
+      an end, by a caller that knows the message to be complete.
+
+    A read never waits for a write, nor a write for a read: renegotiation is off in both contexts.
+    """
+
+    __slots__ = ("_deferred", "_notify", "_socket", "_unsent")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str | None = None,
+    ) -> None:
+        """Wraps `sock`. As a client, `server_name` is sent (SNI) and checked against the certificate.
+
+        Raises `OSError` where the peer is gone (the socket is closed then), and `ValueError` where the
+        context checks names and there is no `server_name`.
+        """
+        sock.setblocking(False)
+        self._socket = context.wrap_socket(
+            sock,
+            server_side=server_side,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+            server_hostname=server_name,
+        )
+        # What the next read has to deliver before OpenSSL is asked: plaintext, or how the stream failed.
+        self._deferred: bytes | TlsError | None = None
+        # The plaintext of a record that OpenSSL has encrypted and the kernel has not taken whole.
+        self._unsent: bytes | None = None
+        # The rest of our close_notify; empty once it is sent.
+        self._notify: bytes | None = None
+
+    def handshake(self) -> Handshake:
+        """Goes on with the handshake, and says what to wait for.
+
+        Raises `TlsError`: "plain_http" (see `send_plain`), "not_tls", "version", "no_shared_cipher",
+        "verify_failed", "certificate_rejected", "name_rejected", "closed" or "protocol". The peer has
+        been sent an alert where TLS has one.
+        """
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantReadError:
+            return Handshake.WANT_READ
+        except ssl.SSLWantWriteError:
+            return Handshake.WANT_WRITE
+        except OSError as error:
+            raise _failure(error) from error
+        return Handshake.DONE
+
+    @property
+    def version(self) -> str:
+        """ "TLSv1.2" or "TLSv1.3" once the handshake is done; empty before."""
+        return self._socket.version() or ""
+
+    @property
+    def alpn(self) -> str:
+        """The protocol that was agreed on; empty where none was."""
+        return self._socket.selected_alpn_protocol() or ""
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the client asked for, lower case, or `None` where it sent none."""
+        return self._socket.server_hostname
+
+    def fileno(self) -> int:
+        """The descriptor, the same as before TLS; -1 once closed."""
+        return self._socket.fileno()
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:
+        """As `socket.getsockopt`."""
+        return (
+            self._socket.getsockopt(level, option, size) if size else self._socket.getsockopt(level, option)
+        )
+
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:
+        """Plaintext into `buffer` (not empty): how many bytes, 0 at a clean end (close_notify).
+
+        Raises `BlockingIOError` when the descriptor has to become readable first, `TlsTruncated` when the
+        connection ended without close_notify, `TlsError` or another `OSError` when it broke.
+        """
+        if self._deferred is not None:
+            return self._recv_deferred(buffer)
+        try:
+            received: int = self._socket.read(len(buffer), buffer)  # type: ignore[assignment]
+        except ssl.SSLWantReadError:
+            raise BlockingIOError(errno.EAGAIN, "no whole record is here yet") from None
+        except ssl.SSLZeroReturnError:  # what close_notify becomes once we have sent ours
+            return 0
+        except ssl.SSLError as error:
+            raise _failure(error) from error
+        # A full record is seldom the last one, and the loop's turn costs more than a read in vain.
+        if received == RECORD and len(buffer) > RECORD:
+            return self._recv_more(buffer, received)
+        return received
+
+    def _recv_more(self, buffer: bytearray | memoryview, received: int) -> int:
+        with memoryview(buffer) as view:
+            while received < len(view):
+                with view[received:] as room:
+                    try:
+                        count: int = self._socket.read(len(room), room)  # type: ignore[assignment]
+                    except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                        break
+                    except OSError as error:
+                        self._deferred = _failure(error)
+                        break
+                received += count
+                if count < RECORD:
+                    break
+        return received
+
+    def _recv_deferred(self, buffer: bytearray | memoryview) -> int:
+        deferred = self._deferred
+        if not isinstance(deferred, bytes):
+            assert deferred is not None
+            raise deferred
+        count = min(len(deferred), len(buffer))
+        buffer[:count] = deferred[:count]
+        if count:
+            self._deferred = deferred[count:] or None
+        return count
+
+    def pending(self) -> int:
+        """How much can be read without a readable descriptor, in bytes; 0 means wait for it."""
+        deferred = self._deferred
+        if deferred is None:
+            return self._socket.pending()
+        return len(deferred) if isinstance(deferred, bytes) else 1
+
+    def send(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Encrypts and sends as much of `data` as the kernel takes, in records of 16 KiB: how many bytes.
+
+        Raises `BlockingIOError` where that is nothing. A record that the kernel took in part is kept (at
+        most 16 KiB) and finished by the next call, which has to begin with the same bytes: `ValueError`
+        where it does not, since these are on their way already. `TlsError` or another `OSError` when the
+        connection broke.
+        """
+        size = len(data)
+        if size > RECORD or self._unsent is not None:
+            return self._send_records(data)
+        if not size:
+            return 0
+        try:
+            return self._socket.write(data)
+        except ssl.SSLWantWriteError:
+            # OpenSSL must be given this record again whatever became of the caller's buffer.
+            self._unsent = bytes(data)
+            raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
+        except ssl.SSLError as error:
+            raise _failure(error) from error
+
+    def _send_records(self, data: bytes | bytearray | memoryview) -> int:
+        with memoryview(data) as view:
+            sent = self._send_unsent(view)
+            while sent < len(view):
+                with view[sent : sent + RECORD] as record:
+                    try:
+                        sent += self._socket.write(record)
+                    except ssl.SSLWantWriteError:
+                        self._unsent = bytes(record)
+                        break
+                    except ssl.SSLError as error:
+                        raise _failure(error) from error
+        if not sent:
+            raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
+        return sent
+
+    def _send_unsent(self, view: memoryview) -> int:
+        """Finishes the record that is under way: its length, 0 where there is none."""
+        unsent = self._unsent
+        if unsent is None:
+            return 0
+        if bytes(view[: len(unsent)]) != unsent:
+            raise ValueError("a send that blocked has to be repeated with the same bytes first")
+        try:
+            self._socket.write(unsent)
+        except ssl.SSLWantWriteError:
+            raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
+        except ssl.SSLError as error:
+            raise _failure(error) from error
+        self._unsent = None
+        return len(unsent)
+
+    def shutdown(self, how: int, /) -> None:
+        """As `socket.shutdown`: `SHUT_WR` is `shutdown_write`, which may raise `BlockingIOError`."""
+        if how != socket.SHUT_WR:
+            raise ValueError("TLS can only be shut down for writing: close() or abort() ends both directions")
+        self.shutdown_write()
+
+    def shutdown_write(self) -> None:
+        """Ends our direction with close_notify (RFC 8446 section 6.1); reading goes on. Once is enough, a
+        further call does nothing.
+
+        Raises `BlockingIOError` where the kernel took it in part: call again when writable. `ValueError`
+        while a `send` is unfinished: finish it, or `abort()`. `OSError` when the connection broke, or
+        when there are no descriptors left (three are needed for a moment).
+        """
+        if self._unsent is not None:
+            raise ValueError("a record is sent in part: send the rest first, or abort()")
+        if self._notify is None:
+            self._notify = self._close_notify()
+        while self._notify:
+            sent = socket.socket.send(self._socket, self._notify)
+            self._notify = self._notify[sent:]
+
+    def _close_notify(self) -> bytes:
+        """Our close_notify, encrypted.
+
+        `SSLSocket.unwrap` does not stop at sending it: it goes on to read the peer's, and throws away the
+        record that it finds instead. So OpenSSL gets what it has read already taken from it, and an empty
+        socket under its descriptor for as long as it shuts down. The descriptor's registration with the
+        event loop belongs to the socket that `saved` holds, so it is not touched.
+        """
+        if isinstance(self._deferred, TlsError):
+            raise self._deferred
+        if held := self._socket.pending():
+            self._deferred = (self._deferred or b"") + self._socket.read(held)
+        descriptor = self._socket.fileno()
+        empty, written = socket.socketpair()
+        with empty, written:
+            empty.setblocking(False)
+            saved = os.dup(descriptor)
+            try:
+                os.dup2(empty.fileno(), descriptor, inheritable=False)
+                self._unwrap()
+            finally:
+                os.dup2(saved, descriptor, inheritable=False)
+                os.close(saved)
+            written.setblocking(False)
+            return written.recv(RECORD)
+
+    def _unwrap(self) -> None:
+        try:
+            self._socket.unwrap()
+        except ssl.SSLWantReadError:
+            return  # Sent, and the peer's is not here yet.
+        except ssl.SSLError as error:
+            raise _failure(error) from error
+        # The peer had ended its direction before, and the TLS object is gone: every read says so.
+        self._deferred = b""
+
+    def send_plain(self, data: bytes) -> None:
+        """Answers a client that spoke plain HTTP (`handshake` failed with "plain_http") in plain: best
+        effort, in one piece. Then `close`."""
+        # What is left unread would turn the close into a reset, which takes the answer with it.
+        with contextlib.suppress(BlockingIOError):
+            socket.socket.recv(self._socket, 65536)
+        socket.socket.send(self._socket, data)
+
+    def close(self) -> None:
+        """Says close_notify if it can be said at once, and closes. Data that was not sent is lost, and
+        the peer can tell. A second call does nothing."""
+        if self._socket.fileno() < 0:
+            return
+        if self._unsent is None and self._notify is None and not isinstance(self._deferred, TlsError):
+            # The peer may be gone, or the handshake not done: then there is nobody to tell.
+            with contextlib.suppress(OSError, ValueError):
+                self._socket.unwrap()
+        self._release()
+
+    def abort(self) -> None:
+        """Closes with a reset (RST), so that nobody takes this for an end. A second call does nothing."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._unsent = self._deferred = None
+        self._socket.close()

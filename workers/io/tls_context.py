@@ -1,0 +1,118 @@
+"""TLS settings: which certificate a client gets, and how a server's certificate is checked."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from workers.contract.snapshot import ListenTls, UpstreamTls
+
+ALPN: Final = ("http/1.1",)
+
+# TLS 1.2 with forward secrecy and authenticated encryption only (RFC 9325 section 4.2); the suites of
+# TLS 1.3 are all of that kind and not set here. No finite-field DH: it is slow and needs parameters.
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+class TlsSetupError(ValueError):
+    """A context can't be built; the message names the certificate and is for the operator."""
+
+
+def _harden(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Renegotiation lets a client burn our CPU, and makes reads wait for writes.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # Compression leaks secrets by length (CRIME); OpenSSL's build may have it.
+    context.options |= ssl.OP_NO_COMPRESSION
+    # Python sets this: a cut connection would look like one that ended with close_notify.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.set_alpn_protocols(list(ALPN))
+
+
+def _server_context(name: str, descriptor: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context)
+    context.set_ciphers(_CIPHERS)
+    # All suites are strong: let a phone without AES instructions have ChaCha20.
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        # OpenSSL takes paths only. Without a password callback it would ask on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+    except OSError as error:
+        raise TlsSetupError(f"certificate {name} can't be used: {error}") from error
+    return context
+
+
+class ServerContexts:
+    """The certificates of one listener, chosen by the name that a client asks for (SNI, RFC 6066).
+
+    `default` is the context to open each stream with: it moves a connection to another one where the name
+    says so. An exact name wins over a wildcard, the earlier certificate over a later one; an unknown name
+    gets the first certificate, as a client without SNI does.
+
+    Connections keep the context that they began with, so a reload just builds a new object.
+    """
+
+    __slots__ = ("default",)
+
+    def __init__(self, tls: ListenTls, descriptors: Mapping[str, int]) -> None:
+        """`descriptors[name]` holds chain and key in PEM; they are read here, and stay open. Raises
+        `TlsSetupError`."""
+        # `None` stands for the default: with the context itself the callback would keep it alive in a
+        # cycle, and every reload would leave that for the collector.
+        by_host: dict[str, ssl.SSLContext | None] = {}
+        self.default: ssl.SSLContext
+        for index, certificate in enumerate(tls.certificates):
+            if certificate.name not in descriptors:
+                raise TlsSetupError(f"certificate {certificate.name} came without its content")
+            context = _server_context(certificate.name, descriptors[certificate.name])
+            if index == 0:
+                self.default = context
+            for host in certificate.hosts:
+                by_host.setdefault(host, context if index else None)
+        if not tls.certificates:
+            raise TlsSetupError("a TLS listener needs at least one certificate")
+        self.default.sni_callback = _chooser(by_host)
+
+
+def _chooser(
+    by_host: Mapping[str, ssl.SSLContext | None],
+) -> Callable[[ssl.SSLObject, str, ssl.SSLContext], int | None]:
+    def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name is None:
+            return
+        name = name.lower()
+        connection.server_hostname = name  # type: ignore[misc]  # read-only for SSLObject, not for SSLSocket
+        # RFC 9525 section 6.3: a wildcard stands for exactly one label.
+        context = by_host.get(name if name in by_host else f"*.{name.partition('.')[2]}")
+        if context is not None:
+            connection.context = context
+
+    return choose
+
+
+def client_context(tls: UpstreamTls) -> ssl.SSLContext:
+    """The context for connections to the servers of one pool; build it once, it reads the system's store.
+    `server_name` says what to open a stream with. Raises `TlsSetupError` where `ca` is no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context)
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif tls.ca:
+        # `ca` may be the server's own certificate, or an intermediate, as well as a root.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        try:
+            context.load_verify_locations(cadata=tls.ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise TlsSetupError(f"tls.ca holds no usable certificate: {error}") from error
+    else:
+        context.load_default_certs()
+    return context
+
+
+def server_name(tls: UpstreamTls, host: str | None) -> str | None:
+    """The name that a server is asked for and checked against: `sni`, else its own host (a name, or an
+    address, which is checked but not sent). `None` on a Unix socket without `sni`."""
+    return tls.sni or host or None
