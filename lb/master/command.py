@@ -1,0 +1,169 @@
+"""The command socket: JSON lines over a Unix socket, for the master's own user and root alone."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from lb.master import places, sockets
+from lb.master.loop import READ, WRITE, Loop, Timer
+from lb.master.report import Reply, Request
+
+MAX_CLIENTS: Final = 16
+MAX_REQUEST: Final = 4096
+_READ_TIMEOUT: Final = 5.0
+_WRITE_TIMEOUT: Final = 5.0
+_BACKLOG: Final = 16
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
+
+Respond = Callable[[Reply], None]
+Serve = Callable[[Request, Respond], None]
+
+_decoder = msgspec.json.Decoder(Request)
+
+
+def open_socket(config: pathlib.Path, pid_file: pathlib.Path | None) -> tuple[pathlib.Path, socket.socket]:
+    """Binds the command socket of this instance and listens on it. Raises `StartError`."""
+    if pid_file is not None:
+        path = places.beside_pid_file(pid_file)
+    else:
+        places.make_folder(places.folder())
+        path = places.default()
+        if path.exists() and sockets.answers(str(path)):
+            path = places.second(config)
+    bound, _ = sockets.bind_unix(str(path), mode=0o600)
+    bound.listen(_BACKLOG)
+    return path, bound
+
+
+class CommandServer:
+    """Serves the command socket from the master's loop. Clients are few, their requests small, and none
+    can hold the master up; `serve` gets each request with the function to answer it by, at any time."""
+
+    def __init__(self, loop: Loop, listening: socket.socket, path: pathlib.Path, serve: Serve) -> None:
+        self._loop = loop
+        self._listening = listening
+        self._path = path
+        self._identity = _identity(path)
+        self._serve = serve
+        self._clients: set[_Client] = set()
+        loop.watch(listening.fileno(), READ, self._accept)
+
+    def close(self) -> None:
+        """Removes the socket and ends what is still connected: a waiting `lb stop` sees it is done."""
+        self._loop.forget(self._listening.fileno())
+        self._listening.close()
+        sockets.unlink_if_ours(str(self._path), self._identity)
+        for client in list(self._clients):
+            client.close()
+
+    def _accept(self, _events: int) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except OSError:
+            return  # gone again, or no descriptors: the client's connect ends or waits
+        if len(self._clients) >= MAX_CLIENTS or not _is_trusted(connection):
+            connection.close()
+            return
+        self._clients.add(_Client(self._loop, connection, self._serve, self._clients.discard))
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _is_trusted(connection: socket.socket) -> bool:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return _CREDENTIALS.unpack(raw)[1] in (0, os.geteuid())
+
+
+class _Client:
+    """One connection: a request line in, a reply line out, closed."""
+
+    __slots__ = ("_connection", "_forget", "_loop", "_pending", "_received", "_serve", "_timer")
+
+    def __init__(
+        self, loop: Loop, connection: socket.socket, serve: Serve, forget: Callable[[_Client], None]
+    ) -> None:
+        connection.setblocking(False)
+        self._loop = loop
+        self._connection: socket.socket | None = connection
+        self._serve = serve
+        self._forget = forget
+        self._received = b""
+        self._pending = b""
+        self._timer: Timer = loop.later(_READ_TIMEOUT, self.close)
+        loop.watch(connection.fileno(), READ, self._read)
+
+    def close(self) -> None:
+        """Ends the connection; a reply that comes later is dropped."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._timer.cancel()
+        self._loop.forget(connection.fileno())
+        connection.close()
+        self._forget(self)
+
+    def _read(self, _events: int) -> None:
+        if self._connection is None:
+            return
+        try:
+            data = self._connection.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._received += data
+        if not data or len(self._received) > MAX_REQUEST:
+            self.close()
+        elif b"\n" in self._received:
+            self._request(self._received.partition(b"\n")[0])
+
+    def _request(self, line: bytes) -> None:
+        if self._connection is None:
+            return
+        self._timer.cancel()
+        self._loop.watch(self._connection.fileno(), READ, self._wait)
+        try:
+            request = _decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            self.respond(Reply(error=f"the request is malformed: {error}"))
+            return
+        self._serve(request, self.respond)
+
+    def _wait(self, _events: int) -> None:
+        """The client left, or says more than it may, before it was answered."""
+        self.close()
+
+    def respond(self, reply: Reply) -> None:
+        """Sends the reply and closes."""
+        if self._connection is None:
+            return
+        self._pending = msgspec.json.encode(reply) + b"\n"
+        self._timer.cancel()
+        self._timer = self._loop.later(_WRITE_TIMEOUT, self.close)
+        self._write(WRITE)
+
+    def _write(self, _events: int) -> None:
+        if self._connection is None:
+            return
+        try:
+            sent = self._connection.send(self._pending)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        self._pending = self._pending[sent:]
+        if not self._pending:
+            self.close()
+            return
+        self._loop.watch(self._connection.fileno(), WRITE, self._write)

@@ -1,0 +1,223 @@
+"""The master process: supervises, reloads, answers commands, and ends everything in order."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from lb.master import plan as plans
+from lb.master import signals, spawn, status
+from lb.master.boot import Boot
+from lb.master.command import CommandServer, Respond
+from lb.master.failures import EXIT_BOOT, StartError, reason
+from lb.master.fleet import Fleet
+from lb.master.holdings import Holdings
+from lb.master.loop import READ, Loop
+from lb.master.notify import Notifier
+from lb.master.reload import Reloader, Step
+from lb.master.report import Outcome, Reply, Request, StatusReport
+from lb.master.spawn import Run, Spawned
+from lb.master.supervision import LATE
+from workers.contract.errorlog import ErrorLog
+from workers.contract.scoreboard import Scoreboard
+
+_SPARE_FILES: Final = 256  # descriptors of a worker that belong to no client
+_AT_ONCE: Final = 0.5  # how long an immediate stop may take
+
+
+class Master:
+    """One load balancer. Made, it holds its addresses; `run` forks and serves."""
+
+    def __init__(self, path: pathlib.Path, version: str, run_worker: Run | None = None) -> None:
+        """`path` is the configuration file. Raises `ConfigErrors` or `StartError`; nothing is left
+        behind then."""
+        self._path = path.resolve()
+        self._version = version
+        self._started = time.monotonic()
+        self._state = "starting"
+        self._exit_code = 0
+        self._stops = 0
+        self._stop_replies: list[Respond] = []
+        self._log = ErrorLog("master")
+        self._open_files = spawn.raise_open_files()
+        first = plans.read(self._path, plans.first_state(), 1, lambda _kind, _row: False)
+        self._user = spawn.identity(first.config.process.user)
+        self._run_worker = run_worker or spawn.preload()
+        self._holdings = Holdings(self._path, first)
+        self._board = _scoreboard()
+        self._notifier = Notifier.from_environment(
+            lambda error: self._log.warning("systemd can't be notified", error=error)
+        )
+        self._wire()
+
+    def _wire(self) -> None:
+        holdings, log = self._holdings, self._log
+        self._loop = loop = Loop(lambda error: log.error("fault in the master", error=error))
+        self._fleet = Fleet(loop, log, self._board, holdings.listeners, self._spawn, holdings.deployment)
+        self._fleet.on_empty = loop.stop
+        self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
+        self._reloader = Reloader(loop, log, self._path, self._fleet, holdings.listeners, self._in_use)
+        self._reloader.on_start = self._notifier.reloading
+        self._reloader.on_end = self._reloaded
+        self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
+
+    def run(self) -> int:
+        """Serves until it is told to stop. Returns the exit code."""
+        queue = signals.SignalQueue()
+        self._loop.watch(queue.fd, READ, signals.watch(queue, self._handlers()))
+        self._warn()
+        spawn.freeze()
+        self._loop.later(0.0, self._first_fork)
+        self._loop.later(0.0, self._watch_heartbeats)
+        try:
+            self._loop.run()
+        finally:
+            self._holdings.release()
+            for respond in self._stop_replies:
+                respond(Reply(pid=os.getpid()))
+            self._command.close()
+            self._fleet.deployment.close()
+            queue.close()
+            self._loop.close()
+            self._log.flush()
+        return self._exit_code
+
+    def _handlers(self) -> Mapping[signal.Signals, Callable[[], None]]:
+        return {
+            signal.SIGCHLD: self._fleet.reap,
+            signal.SIGHUP: self._reloader.request,
+            signal.SIGTERM: self._stop,
+            signal.SIGQUIT: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGUSR1: self._reloader.reopen_logs,
+            signal.SIGUSR2: lambda: self._log.warning("SIGUSR2 (upgrade in place) is not supported yet"),
+            signal.SIGTTIN: lambda: self._reloader.scale(+1),
+            signal.SIGTTOU: lambda: self._reloader.scale(-1),
+        }
+
+    # --- the start -------------------------------------------------------------------------------------
+
+    def _spawn(self, slot: int) -> Spawned:
+        return spawn.spawn(slot, self._board, self._run_worker, self._user)
+
+    def _in_use(self, kind: str, row: int) -> bool:
+        return status.in_use(self._fleet, self._board, kind, row)
+
+    def _first_fork(self) -> None:
+        if not self._stops:
+            deployment = self._fleet.deployment
+            self._fleet.switch(deployment, tuple(range(deployment.plan.workers)))
+
+    def _warn(self) -> None:
+        plan = self._fleet.deployment.plan
+        for warning in plan.config.warnings:
+            self._log.warning("configuration", warning=warning)
+        # The kernel spreads connections evenly; each costs its worker a descriptor on either side.
+        connections = sum(listener.limits.connections for listener in plan.snapshot.listeners)
+        needed = -(-2 * connections // plan.workers) + _SPARE_FILES
+        if needed > self._open_files:
+            self._log.warning(
+                "limits.connections is more than the open files of a worker allow",
+                advice="raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.connections",
+                needed=needed,
+                limit=self._open_files,
+            )
+
+    def _ready(self) -> None:
+        self._state = "serving"
+        self._fleet.observer = self._reloader
+        text = self._summary()
+        _say(f"ready: {text}")
+        self._notifier.ready(text)
+        self._log.info("commands are taken", socket=self._holdings.command_path)
+        self._reloader.open()
+
+    def _summary(self) -> str:
+        count = len(self._fleet.active)
+        addresses = ", ".join(self._holdings.listeners.addresses) or "nothing"
+        return f"{count} worker{'s' if count != 1 else ''}, listening on {addresses}"
+
+    def _give_up(self, why: str) -> None:
+        _say(f"lb: {why}")
+        self._exit_code = EXIT_BOOT
+        self._stop(0.0)
+
+    # --- while it runs ---------------------------------------------------------------------------------
+
+    def _watch_heartbeats(self) -> None:
+        tick = min(1.0, self._fleet.deployment.plan.config.process.wedged_after / 4)
+        self._fleet.watch_heartbeats(tick)
+        self._loop.later(tick, self._watch_heartbeats)
+
+    def _reloaded(self, _outcome: Outcome) -> None:
+        if not self._stops:
+            self._notifier.ready(self._summary())
+
+    def _serve(self, request: Request, respond: Respond) -> None:
+        """A request from the command socket."""
+        if request.config and pathlib.Path(request.config) != self._path:
+            respond(Reply(error=f"the lb that answers (pid {os.getpid()}) runs on {self._path}"))
+            return
+        match request.command:
+            case "status":
+                respond(Reply(status=self._status(), pid=os.getpid()))
+            case "reload":
+                self._reloader.request(lambda outcome: respond(Reply(outcome=outcome, pid=os.getpid())))
+            case "stop":
+                self._stop_replies.append(respond)
+                self._stop(0.0 if request.now else None)
+
+    def _status(self) -> StatusReport:
+        plan = self._fleet.deployment.plan
+        reloading = self._state == "serving" and self._reloader.step is not Step.IDLE
+        return StatusReport(
+            version=self._version,
+            pid=os.getpid(),
+            config=str(self._path),
+            uptime=round(time.monotonic() - self._started, 3),
+            state="reloading" if reloading else self._state,
+            generation=plan.snapshot.generation,
+            workers=status.worker_reports(self._fleet, self._board),
+            workers_wanted=len(self._fleet.active),
+            listeners=status.listener_reports(plan.snapshot.listeners, self._fleet, self._board),
+            reloads=self._reloader.report,
+            restarts=dict(self._fleet.restarts),
+        )
+
+    # --- the end ---------------------------------------------------------------------------------------
+
+    def _stop(self, grace: float | None = None) -> None:
+        """The first call stops gracefully (within `process.shutdown_timeout`), the second at once."""
+        self._stops += 1
+        if grace is None:
+            process = self._fleet.deployment.plan.config.process
+            grace = process.shutdown_timeout if self._stops == 1 else 0.0
+        if self._stops == 1:
+            self._state = "stopping"
+            self._notifier.stopping()
+            self._reloader.close("lb is stopping")
+            # Closed here first: what a worker closes after serving its queue is the last of that socket.
+            self._holdings.listeners.close()
+        self._log.info("stopping", grace=grace)
+        self._fleet.stop_all(grace)
+        if not grace:
+            self._loop.later(_AT_ONCE, lambda: self._fleet.kill_all(LATE))
+
+
+def _scoreboard() -> Scoreboard:
+    try:
+        return Scoreboard.create()
+    except OSError as error:
+        raise StartError(f"no memory for the scoreboard: {reason(error)}") from error
+
+
+def _say(line: str) -> None:
+    """A plain line for people and scripts that wait for it; standard error may be closed."""
+    try:
+        os.write(2, f"{line}\n".encode())
+    except OSError:
+        return

@@ -1,0 +1,91 @@
+"""What the master tells about itself: plain data, as `lb status --json` and `lb reload --json` print it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all reports."""
+
+
+class Outcome(Report, frozen=True, kw_only=True):
+    """How a reload ended. `changes` is what it changed, one line each; `error` why it did not happen."""
+
+    ok: bool
+    generation: int  # that is served now
+    changes: tuple[str, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+    at: float = 0.0  # Unix time
+
+
+class WorkerReport(Report, frozen=True, kw_only=True):
+    """One worker, from its cells on the scoreboard."""
+
+    slot: int
+    pid: int
+    state: str  # starting, loading, serving, leaving
+    uptime: float
+    generation: int
+    connections: int
+    tunnels: int
+    accepted: int
+    requests: int
+    heartbeat_age: float  # seconds
+    listening_sockets: int
+
+
+class ListenerReport(Report, frozen=True, kw_only=True):
+    """One `[listen.NAME]`."""
+
+    name: str
+    bind: tuple[str, ...]
+    tls: bool
+    connections: int
+    accepted: int
+    rejected: int
+
+
+class ReloadReport(Report, frozen=True, kw_only=True):
+    """Reloads since the start; `last` is `None` before the first."""
+
+    succeeded: int
+    failed: int
+    last: Outcome | None = None
+
+
+class StatusReport(Report, frozen=True, kw_only=True):
+    """All that `lb status` shows."""
+
+    version: str
+    pid: int
+    config: str
+    uptime: float
+    state: str  # starting, serving, reloading, stopping
+    generation: int
+    workers: tuple[WorkerReport, ...]
+    workers_wanted: int
+    listeners: tuple[ListenerReport, ...]
+    reloads: ReloadReport
+    restarts: dict[str, int]  # by cause
+
+
+class Request(Report, frozen=True, kw_only=True):
+    """What is asked of the command socket, one JSON line. `config` is the absolute path of the file that
+    the caller means; a master that runs on another refuses. `now` makes a stop immediate."""
+
+    command: Literal["reload", "status", "stop"]
+    config: str = ""
+    now: bool = False
+
+
+class Reply(Report, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer, one JSON line. `error` is set where the request could not be served at all."""
+
+    error: str = ""
+    outcome: Outcome | None = None
+    status: StatusReport | None = None
+    pid: int = 0

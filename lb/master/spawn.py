@@ -1,0 +1,153 @@
+"""Forking a worker: what the child keeps, what it drops, and what it becomes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import os
+import pkgutil
+import pwd
+import resource
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple, NoReturn
+
+from lb.master import signals
+from lb.master.failures import StartError
+from workers.contract import messages
+from workers.contract.scoreboard import Scoreboard
+
+Run = Callable[[int, socket.socket, Scoreboard], int]
+
+_PR_SET_NAME: Final = 15
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_EXIT_CRASHED: Final = 70  # sysexits: internal software error
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Identity(NamedTuple):
+    """Whom a worker runs as."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class Spawned(NamedTuple):
+    """A fresh child and the master's end of its channel."""
+
+    pid: int
+    channel: socket.socket
+
+
+def identity(user: str | None) -> Identity | None:
+    """Whom `process.user` names; `None` keeps the master's own. Raises `StartError`."""
+    if user is None:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise StartError(f'process.user = "{user}": no such user on this machine') from None
+    if os.geteuid() not in (0, entry.pw_uid):
+        raise StartError(f'process.user = "{user}": only root can change the user; leave it out otherwise')
+    return Identity(user, entry.pw_uid, entry.pw_gid) if os.geteuid() == 0 else None
+
+
+def preload() -> Run:
+    """Imports everything that a worker runs, so that a replacement never runs other code than its
+    siblings, even when a new version was installed meanwhile. Returns the worker's entry."""
+    for name in ("asyncio", "uvloop", "ssl", "msgspec", "encodings.idna", "encodings.latin_1"):
+        importlib.import_module(name)
+    package = importlib.import_module("workers")
+    for module in pkgutil.walk_packages(package.__path__, "workers."):
+        importlib.import_module(module.name)
+    run: Run = importlib.import_module("workers.main").run
+    return run
+
+
+def freeze() -> None:
+    """Keeps the collector off what exists now, so that children go on sharing its pages."""
+    gc.collect()
+    gc.freeze()
+
+
+def spawn(slot: int, board: Scoreboard, run: Run, user: Identity | None) -> Spawned:
+    """Forks worker `slot`. Raises `OSError` where the system refuses."""
+    ours, theirs = messages.pair()
+    try:
+        with signals.blocked() as unblock:
+            pid = os.fork()
+            if pid == 0:
+                _be_worker(slot, theirs, board, run, user, unblock)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Spawned(pid, ours)
+
+
+def _be_worker(
+    slot: int,
+    channel: socket.socket,
+    board: Scoreboard,
+    run: Run,
+    user: Identity | None,
+    unblock: Callable[[], None],
+) -> NoReturn:
+    """Never returns: whatever happens, the child doesn't go on as a second master."""
+    status = _EXIT_CRASHED
+    try:
+        signals.reset_in_child()
+        close_all_but({0, 1, 2, channel.fileno(), board.fd})
+        _prctl(_PR_SET_NAME, f"lb-worker-{slot}".encode())
+        if user is not None:
+            _drop_privileges(user)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        faulthandler.enable(file=2)
+        faulthandler.register(signals.DUMP_STACKS, file=2, all_threads=True)
+        unblock()
+        status = run(slot, channel, board)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def close_all_but(kept: Collection[int]) -> None:
+    """Closes every descriptor that is not in `kept`: other slots' listeners, the master's ends of the
+    channels (no end of file would reach anybody), its pipes, locks and files."""
+    # The listing's own descriptor is among them, closed already by the time its turn comes.
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if fd not in kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _drop_privileges(user: Identity) -> None:
+    os.initgroups(user.name, user.gid)
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+
+
+def _prctl(option: int, argument: bytes | int) -> None:
+    value = ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_ulong(argument)
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(option, value, zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def raise_open_files() -> int:
+    """Raises the soft limit of open files to the hard one, which is returned."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,90 @@
+"""Figures read from the scoreboard: no worker is asked, and none needs to be alive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from lb.master.fleet import Fleet
+from lb.master.report import ListenerReport, WorkerReport
+from lb.master.worker_process import WorkerProcess
+from workers.contract.scoreboard import ListenerCell, RouteCell, Scoreboard, ServerCell, Slab, WorkerCell
+from workers.contract.snapshot import ListenerSpec
+
+_GAUGES = {
+    "listener": (ListenerCell.CONNECTIONS,),
+    "route": (RouteCell.IN_FLIGHT, RouteCell.TUNNELS),
+    "server": (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS),
+}
+
+
+def _used_slabs(fleet: Fleet, board: Scoreboard) -> list[Slab]:
+    # Reading a page that was never written would allocate it, so unused slots are left out.
+    return [board.slab(slot) for slot in sorted(fleet.used_slots)]
+
+
+def in_use(fleet: Fleet, board: Scoreboard, kind: str, row: int) -> bool:
+    """Whether a gauge of `row` ("listener", "route" or "server") is above zero in any worker."""
+    for slab in _used_slabs(fleet, board):
+        base = _base(slab, kind, row)
+        if any(slab.cells[base + cell] for cell in _GAUGES[kind]):
+            return True
+    return False
+
+
+def _base(slab: Slab, kind: str, row: int) -> int:
+    match kind:
+        case "listener":
+            return slab.listener_base(row)
+        case "route":
+            return slab.route_base(row)
+        case "server":
+            return slab.server_base(row)
+    raise ValueError(f"the scoreboard has no rows of kind {kind!r}")
+
+
+def worker_reports(fleet: Fleet, board: Scoreboard) -> tuple[WorkerReport, ...]:
+    """One report per process, leaving ones too."""
+    workers = sorted(fleet.workers.values(), key=lambda worker: worker.slot)
+    return tuple(_worker_report(worker, board.slab(worker.slot)) for worker in workers)
+
+
+def _worker_report(worker: WorkerProcess, slab: Slab) -> WorkerReport:
+    cells = slab.cells
+    now = time.monotonic()
+    beat = cells[WorkerCell.HEARTBEAT] / 1e9
+    return WorkerReport(
+        slot=worker.slot,
+        pid=worker.pid,
+        state=worker.phase.value,
+        uptime=round(now - worker.started, 3),
+        generation=cells[WorkerCell.GENERATION],
+        connections=cells[WorkerCell.CONNECTIONS],
+        tunnels=cells[WorkerCell.TUNNELS],
+        accepted=cells[WorkerCell.ACCEPTED],
+        requests=cells[WorkerCell.REQUESTS],
+        heartbeat_age=round(max(0.0, now - max(beat, worker.started)), 3),
+        listening_sockets=cells[WorkerCell.LISTENERS],
+    )
+
+
+def listener_reports(
+    listeners: Iterable[ListenerSpec], fleet: Fleet, board: Scoreboard
+) -> tuple[ListenerReport, ...]:
+    """One report per configured listener, summed over all workers that ever were."""
+    slabs = _used_slabs(fleet, board)
+
+    def total(row: int, cell: ListenerCell) -> int:
+        return sum(slab.cells[slab.listener_base(row) + cell] for slab in slabs)
+
+    return tuple(
+        ListenerReport(
+            name=spec.name,
+            bind=spec.bind,
+            tls=spec.tls is not None,
+            connections=total(spec.slot, ListenerCell.CONNECTIONS),
+            accepted=total(spec.slot, ListenerCell.ACCEPTED),
+            rejected=total(spec.slot, ListenerCell.REJECTED),
+        )
+        for spec in listeners
+    )
