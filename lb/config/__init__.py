@@ -2,7 +2,7 @@
 
 from lb.config.compile import Compiled, compile, verify
 from lb.config.diff import Change, diff, refuse_live
-from lb.config.load import load, parse
+from lb.config.load import check, load, parse
 from lb.config.problems import ConfigErrors, Problem
 from lb.config.schema import Config
 from lb.config.state import State
@@ -14,6 +14,7 @@ __all__ = [
     "ConfigErrors",
     "Problem",
     "State",
+    "check",
     "compile",
     "diff",
     "load",

@@ -50,6 +50,11 @@ def verify(config: Config) -> None:
     _Compiler(config, State(), lambda _kind, _row: False, make_keys=False).run(0)
 
 
+def file_problems(config: Config) -> list[Problem]:
+    """What is wrong with the files that `config` names, which may itself be incomplete."""
+    return _Compiler(config, State(), lambda _kind, _row: False, make_keys=False).read_files()
+
+
 class _Compiler:
     def __init__(self, config: Config, state: State, in_use: InUse, *, make_keys: bool) -> None:
         self._config = config
@@ -87,6 +92,16 @@ class _Compiler:
             sticky_keys=MappingProxyType(self._sticky_keys),
         )
         return compiled, state
+
+    def read_files(self) -> list[Problem]:
+        for listener in self._config.listen:
+            self._listen_tls(listener)
+        for pool in self._config.pool:
+            if pool.sticky is not None:
+                self._sticky(pool, pool.sticky)
+            if pool.tls is not None:
+                self._pool_tls(pool, pool.tls)
+        return self._problems
 
     def _add(self, at: Path, message: str, *, value: str = "", hint: str = "") -> None:
         self._problems.append(self._config.source.problem(at, message, value=value, hint=hint))
@@ -145,7 +160,8 @@ class _Compiler:
         )
 
     def _listen_tls(self, listener: Listen) -> spec.ListenTls | None:
-        if listener.tls is None:
+        # Without certs the file was refused already.
+        if listener.tls is None or not listener.tls.certs:
             return None
         try:
             loaded = load_certificates(listener.tls.certs, self._config.source.base)

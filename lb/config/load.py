@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lb.config.compile import file_problems, verify
 from lb.config.positions import Positions
 from lb.config.problems import ConfigErrors, Problem, Report, Source
 from lb.config.rules import apply_rules
@@ -30,12 +31,33 @@ def load(path: pathlib.Path) -> Config:
 
 def parse(text: str, path: pathlib.Path) -> Config:
     """The configuration `text`, as if it were the file `path`. Raises `ConfigErrors`."""
+    config, problems = _decode(text, path)
+    if problems:
+        raise ConfigErrors(problems)
+    return config
+
+
+def check(path: pathlib.Path) -> Config:
+    """Like `load`, and reads every file that the configuration names too, so that errors in both are
+    found in one run. Makes nothing. Raises `ConfigErrors`."""
+    config, problems = _decode(_read(path), path)
+    if problems:
+        raise ConfigErrors([*problems, *file_problems(config)])
+    verify(config)
+    return config
+
+
+def _decode(text: str, path: pathlib.Path) -> tuple[Config, list[Problem]]:
+    """What can be made of `text`, and what is wrong with it. Raises `ConfigErrors` where it is no TOML."""
     data = _toml(text, str(path))
     try:
         source = Source(str(path), path.parent.absolute(), Positions(text))
-        return _decode(data, source)
+        errors, warnings = Report(source), Report(source)
+        config = decode_table(Config, data, (), errors, source=source)
     except RecursionError as error:
         raise _nested_too_deep(str(path)) from error
+    config = apply_rules(config, data, errors, warnings)
+    return msgspec.structs.replace(config, warnings=tuple(warnings.problems)), errors.problems
 
 
 def _toml(text: str, file: str) -> dict[str, Any]:
@@ -52,17 +74,6 @@ def _toml(text: str, file: str) -> dict[str, Any]:
 
 def _nested_too_deep(file: str) -> ConfigErrors:
     return ConfigErrors([Problem(file=file, message="values are nested too deep")])
-
-
-def _decode(data: dict[str, Any], source: Source) -> Config:
-    errors, warnings = Report(source), Report(source)
-    config = decode_table(Config, data, (), errors, source=source)
-    if not isinstance(config, Config):
-        raise ConfigErrors(errors.problems)
-    config = apply_rules(config, data, errors, warnings)
-    if errors.problems:
-        raise ConfigErrors(errors.problems)
-    return msgspec.structs.replace(config, warnings=tuple(warnings.problems))
 
 
 def _read(path: pathlib.Path) -> str:

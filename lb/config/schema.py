@@ -139,9 +139,7 @@ class AccessLog(Table, frozen=True, kw_only=True):
     format: Annotated[
         Literal["json", "combined"], Key(Choice("json", "combined"), "One JSON object a line, or as Apache.")
     ] = "json"
-    sample: Annotated[
-        float, Key(Fraction(), "Share of the exchanges that is written; errors always are.")
-    ] = 1.0
+    sample: Annotated[float, Key(Fraction(), "Share of the exchanges that is written, evenly spread.")] = 1.0
 
 
 class Config(Table, frozen=True, kw_only=True):

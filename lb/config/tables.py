@@ -80,23 +80,19 @@ def _default(field: msgspec.structs.FieldInfo) -> object:
 
 
 def decode_table(
-    table: type[AnyTable], value: object, at: Path, report: Report, **extra: object
-) -> AnyTable | Invalid:
-    """`value` as a `table`, whose problems are reported at `at`. Only a value that is no table at all is
-    `INVALID`: wrong keys have their default (or an empty value), so that the rest is checked as well.
-    `extra` sets fields that don't come from the file."""
-    if not isinstance(value, dict):
-        report.add(at, "expected a table", value=value)
-        return INVALID
+    table: type[AnyTable], values: Mapping[str, object], at: Path, report: Report, **extra: object
+) -> AnyTable:
+    """`values` as a `table`, whose problems are reported at `at`. Wrong keys have their default (or an
+    empty value), so that the rest is checked as well. `extra` sets fields that don't come from the file."""
     known = entries(table)
-    for name in value:
+    for name, value in values.items():
         if name not in known:
-            report.add((*at, name), "unknown key", value=value[name], hint=did_you_mean(name, _usable(table)))
+            report.add((*at, name), "unknown key", value=value, hint=did_you_mean(name, _usable(table)))
     fields: dict[str, Any] = dict(extra)
     for name, entry in known.items():
         decoded: object = INVALID
-        if name in value:
-            decoded = entry.key.kind.decode(value[name], (*at, name), report)
+        if name in values:
+            decoded = entry.key.kind.decode(values[name], (*at, name), report)
         elif entry.required:
             report.add((*at, name), f"is missing: {entry.key.doc}")
         if decoded is not INVALID:
@@ -106,6 +102,15 @@ def decode_table(
     decoded_table = table(**fields)
     _check(decoded_table, at, report)
     return decoded_table
+
+
+def _table_or_invalid(
+    table: type[AnyTable], value: object, at: Path, report: Report, **extra: object
+) -> AnyTable | Invalid:
+    if isinstance(value, dict):
+        return decode_table(table, value, at, report, **extra)
+    report.add(at, "expected a table", value=value)
+    return INVALID
 
 
 def _usable(table: type[Table]) -> list[str]:
@@ -127,7 +132,7 @@ class TableOf(Kind):
         self.table = table
 
     def decode(self, value: object, at: Path, report: Report) -> Any:
-        return decode_table(self.table, value, at, report)
+        return _table_or_invalid(self.table, value, at, report)
 
 
 class ArrayOfTables(Kind):
@@ -144,7 +149,9 @@ class ArrayOfTables(Kind):
             hint = f"write [[{at[-1]}]] with double brackets" if isinstance(value, dict) else ""
             report.add(at, "expected an array of tables", hint=hint)
             return INVALID
-        decoded = [decode_table(self.table, item, (*at, index), report) for index, item in enumerate(value)]
+        decoded = [
+            _table_or_invalid(self.table, item, (*at, index), report) for index, item in enumerate(value)
+        ]
         return tuple(item for item in decoded if item is not INVALID)
 
 
@@ -170,7 +177,7 @@ class NamedTables(Kind):
                 report.add(here, f"belongs into a named table, such as [{at[-1]}.main]", value=item)
                 continue
             self._check_name(name, here, report)
-            one = decode_table(self.table, item, here, report, name=name)
+            one = _table_or_invalid(self.table, item, here, report, name=name)
             if not isinstance(one, Invalid):
                 decoded.append(one)
         return tuple(decoded)

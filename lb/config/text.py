@@ -23,6 +23,7 @@ _HOP_HEADERS: Final = frozenset(
     {
         "connection",
         "content-length",
+        "expect",
         "keep-alive",
         "proxy-connection",
         "te",

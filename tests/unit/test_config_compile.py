@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.config import Compiled, ConfigErrors, State, compile, parse, verify
+from lb.config import Compiled, ConfigErrors, State, check, compile, parse, verify
 from lb.config.state import Rows, assign
 from lb.config.stickykeys import KeyFileError, create_key, random_key, read_key
 from workers.contract import snapshot as spec
@@ -401,6 +401,39 @@ def test_every_missing_file_is_reported_at_once(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         verify(parse(text, tmp_path / "lb.toml"))
     assert len(caught.value.problems) == 2  # verify makes no key file
+
+
+def test_a_check_finds_errors_in_the_file_and_in_those_that_it_names(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "lb.toml"
+    text = VALID.replace('[":8080"]', '[":8443"]\ntls.certs = ["absent.pem"]')
+    file.write_text(
+        text + 'balanse = "p2c"\ntls = { ca = "ca.pem", sni = "" }\nsticky = { cookie = 1, key_file = "k" }\n'
+    )
+    (tmp_path / "k").write_text("short")
+    with pytest.raises(ConfigErrors) as caught:
+        check(file)
+    assert [problem.path for problem in caught.value.problems] == [
+        "listen.main.tls.certs",
+        "pool.app.balanse",
+        "pool.app.tls.sni",
+        "pool.app.tls.ca",
+        "pool.app.sticky.cookie",
+    ]
+    file.write_text(text)
+    with pytest.raises(ConfigErrors, match=r"absent\.pem"):
+        check(file)
+    file.write_text(STICKY_FILE)
+    (tmp_path / "k").unlink()
+    assert check(file).warnings == ()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_check_bears_whatever_is_missing(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "lb.toml"
+    file.write_text("[listen.main]\ntls = {}\n[[route]]\n[pool.app]\nserver = [{}]\nsticky = {}\ntls = {}\n")
+    with pytest.raises(ConfigErrors) as caught:
+        check(file)
+    assert len(caught.value.problems) == 5
 
 
 def test_the_results_are_immutable(tmp_path: pathlib.Path) -> None:
