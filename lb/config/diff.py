@@ -77,7 +77,7 @@ def _key(at: Path, entry: Entry, old: Any, new: Any) -> Iterator[Change]:
     elif isinstance(kind, TableOf) and old is not None and new is not None:
         yield from _tables(at, old, new)
     elif isinstance(kind, TableOf):
-        yield _whole_table(at, old, new)
+        yield _added(at, new) if old is None else _removed(at, old)
     elif isinstance(old, tuple):
         yield from _elements(at, entry, old, new)
     else:
@@ -86,6 +86,14 @@ def _key(at: Path, entry: Entry, old: Any, new: Any) -> Iterator[Change]:
 
 def _changed(at: Path, old: str, new: str, *, live: bool = True) -> Change:
     return Change(path=format_path(at), kind="changed", old=old, new=new, live=live)
+
+
+def _added(at: Path, table: Table) -> Change:
+    return Change(path=format_path(at), kind="added", new=_inline(table))
+
+
+def _removed(at: Path, table: Table) -> Change:
+    return Change(path=format_path(at), kind="removed", old=_inline(table))
 
 
 def _show(entry: Entry, value: Any) -> str:
@@ -106,16 +114,8 @@ def _elements(at: Path, entry: Entry, old: tuple[Any, ...], new: tuple[Any, ...]
         yield _changed(at, show(old), show(new), live=entry.key.live)
 
 
-def _whole_table(at: Path, old: Table | None, new: Table | None) -> Change:
-    if old is None:
-        return Change(path=format_path(at), kind="added", new=_inline(new))
-    return Change(path=format_path(at), kind="removed", old=_inline(old))
-
-
-def _inline(table: Table | None) -> str:
+def _inline(table: Table) -> str:
     """A table as one line of TOML, without what is at its default."""
-    if table is None:
-        return ""
     shown = [
         f"{name} = {_inline_value(entry, getattr(table, name))}"
         for name, entry in entries(type(table)).items()
@@ -140,10 +140,10 @@ def _named(at: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator
     """Tables that are known by a name."""
     for name, table in old.items():
         if name not in new:
-            yield _whole_table((*at, name), table, None)
+            yield _removed((*at, name), table)
     for name, table in new.items():
         if name not in old:
-            yield _whole_table((*at, name), None, table)
+            yield _added((*at, name), table)
         else:
             yield from _tables((*at, name), old[name], table)
 

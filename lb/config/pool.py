@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from lb.config import text
 from lb.config.kinds import Boolean, Choice, Duration, Integer, Kind, ListOf, Planned, Text
 from lb.config.tables import ArrayOfTables, Conflict, Key, Table, TableOf
+from lb.config.text import Wrong
 
 _ADDRESS = Text(text.server_address, '"host:port", "[v6]:port" or "unix:/path"')
 
@@ -48,6 +49,8 @@ class _ServerAddress(Kind):
     type_name = _ADDRESS.type_name
 
     def convert(self, value: object) -> Server:
+        if isinstance(value, dict):
+            raise Wrong(f"expected a string: {self.type_name}", "tables are written [[pool.NAME.server]]")
         return Server(address=_ADDRESS.convert(value))
 
     def show(self, value: Any) -> str:

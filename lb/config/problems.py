@@ -120,9 +120,9 @@ def _toml(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         return f"{{ {', '.join(f'{format_path((key,))} = {_toml(item)}' for key, item in value.items())} }}"
-    return str(value)
+    return "{}" if value == {} else str(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -128,10 +128,9 @@ def _paths_over(path: str | None) -> Iterator[str | None]:
     if path is None:
         return
     yield path
-    prefix = path.removesuffix("/*")
-    while "/" in prefix:
-        prefix = prefix.rpartition("/")[0]
-        yield f"{prefix}/*"
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield f"{path}/*"
 
 
 def _warn_redirects(listeners: Sequence[Listen], warnings: Report) -> None:

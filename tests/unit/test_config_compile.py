@@ -204,6 +204,17 @@ def test_a_server_keeps_its_row(tmp_path: pathlib.Path) -> None:
     assert rows(third) == {"a:1": 0, "b:1": 1, "d:1": 3}
 
 
+def test_routes_and_listeners_keep_their_rows(tmp_path: pathlib.Path) -> None:
+    _, state = build(VALID, tmp_path)
+    more = '[listen.first]\nbind = [":1"]\n[[route]]\nname = "x"\npath = "/x"\npool = "app"\n' + VALID
+    compiled, _ = build(more, tmp_path, state)
+    assert [(listener.name, listener.slot) for listener in compiled.snapshot.listeners] == [
+        ("first", 1),
+        ("main", 0),
+    ]
+    assert [(route.name, route.slot) for route in compiled.snapshot.routes] == [("x", 1), ("app", 0)]
+
+
 def test_servers_of_different_pools_are_different(tmp_path: pathlib.Path) -> None:
     compiled, _ = build(pools("a") + '[pool.two]\nservers = ["a:1"]\n', tmp_path)
     assert [pool.servers[0].slot for pool in compiled.snapshot.pools] == [0, 1]

@@ -115,6 +115,11 @@ def test_what_is_removed() -> None:
     ]
 
 
+def test_elements_that_are_removed() -> None:
+    more = BASE.replace('[":8080"]', '[":8080", "unix:/a"]')
+    assert lines(more, BASE) == ['listen.public.bind: - "unix:/a"']
+
+
 def test_servers_as_tables() -> None:
     tables = BASE[: BASE.index("servers =")] + (
         '[[pool.chat.server]]\naddress = "10.0.0.11:9000"\n'

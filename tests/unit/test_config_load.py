@@ -95,6 +95,9 @@ def test_everything_that_the_design_names_and_is_built() -> None:
         weight = 3
         backup = true
         max_connections = 7
+        [[pool.chat.server]]
+        address = "10.0.0.12:9000"
+        max_connections = "off"
         [drain]
         hard_stop = "1h"
         [access_log]
@@ -112,6 +115,7 @@ def test_everything_that_the_design_names_and_is_built() -> None:
     assert config.route[0].retry.on == ("connect", "reset", "503")
     server = config.pool[0].server[0]
     assert (server.label, server.weight, server.backup, server.max_connections) == ("blue", 3, True, 7)
+    assert config.pool[0].server[1].max_connections is None
     assert config.drain.hard_stop == 3600.0
     assert config.access_log.sample == 0.5
 
@@ -220,6 +224,10 @@ listen = "127.0.0.1:9180"
             LISTEN + 'redirect_https = true\ntls = { certs = ["a"] }\n' + ROUTE + POOL,
             ":3: listen.main.redirect_https: this listener speaks TLS itself",
         ),
+        (
+            LISTEN + ROUTE + '[[pool.app.servers]]\naddress = "a:1"\n',
+            '"unix:/path" (tables are written [[pool.NAME.server]])',
+        ),
         # Routes
         (LISTEN + ROUTE + "strip_prefix = true\n" + POOL, ":5: route[0].strip_prefix: needs a path"),
         (
@@ -283,7 +291,7 @@ def test_each_error(text: str, expected: str) -> None:
         ("drain.close_code = 1012", "drain.close_code = 1012: is not supported yet"),
         ('admin.listen = "x"', "is not supported yet"),
         ('metrics.listen = "x"', "is not supported yet"),
-        ("pool.app.health = {}", "pool.app.health = {  }: is not supported yet"),
+        ("pool.app.health = {}", "pool.app.health = {}: is not supported yet"),
         ("pool.app.eject = {}", "is not supported yet"),
         ('pool.app.slow_start = "30s"', 'is not supported yet; only "off" is'),
         ("pool.app.admission = { rate = 1 }", "is not supported yet"),
