@@ -110,9 +110,10 @@ def test_the_servers_end_with_the_demo_and_close_their_websockets() -> None:
     async def check() -> object:
         async with aiohttp.ClientSession() as session:
             socket_ = await session.ws_connect(f"http://{address}/ws/echo")
-            await asyncio.to_thread(stack.close)
-            await socket_.receive()
-            return socket_.close_code
+            closing = asyncio.get_running_loop().run_in_executor(None, stack.close)
+            message = await socket_.receive()
+            await closing
+            return message.data
 
     stack = contextlib.ExitStack()
     with stack:
