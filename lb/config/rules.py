@@ -35,6 +35,7 @@ def apply_rules(config: Config, data: Mapping[str, Any], errors: Report, warning
     for pool in config.pool:
         if pool.name not in names:
             warnings.add(("pool", pool.name), "no route uses this pool")
+    _warn_shared_cookies(config, warnings)
     return msgspec.structs.replace(config, route=routes)
 
 
@@ -140,3 +141,31 @@ def _warn_redirects(listeners: Sequence[Listen], warnings: Report) -> None:
         if listener.redirect_https:
             at = ("listen", listener.name, "redirect_https")
             warnings.add(at, "no listener has tls: clients are sent to port 443 of this host")
+
+
+def _warn_shared_cookies(config: Config, warnings: Report) -> None:
+    """A browser keeps one cookie of a name per host: two pools there would take turns in overwriting it."""
+    hosts: dict[str, set[str | None]] = {}
+    for route in config.route:
+        hosts.setdefault(route.pool, set()).add(route.host)
+    exact: dict[tuple[str, str | None], str] = {}  # (cookie, pattern of a route) -> pool
+    within: dict[tuple[str, str | None], str] = {}  # (cookie, pattern over that of a route) -> pool
+    for pool in config.pool:
+        if pool.sticky is None or pool.sticky.cookie is None:
+            continue
+        cookie = pool.sticky.cookie
+        own = [(cookie, host) for host in hosts.get(pool.name, ())]
+        over = [(cookie, wider) for _, host in own for wider in _hosts_over(host)]
+        other = _first_owner(exact, over) or _first_owner(within, own)
+        if other:
+            message = f"pool.{other} sets the same cookie on the same host: clients would lose their server"
+            at = ("pool", pool.name, "sticky", "cookie")
+            warnings.add(at, message, value=cookie, hint="give each pool its own name for it")
+        exact.update(dict.fromkeys(own, pool.name))
+        within.update(dict.fromkeys(over, pool.name))
+
+
+def _first_owner(
+    owners: Mapping[tuple[str, str | None], str], keys: Sequence[tuple[str, str | None]]
+) -> str | None:
+    return next((owners[key] for key in keys if key in owners), None)

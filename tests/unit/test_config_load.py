@@ -420,6 +420,28 @@ def test_other_warnings() -> None:
     assert "no listener has tls" in warnings(text)[0]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "cookie", "warned"),
+    [
+        ("", "", "lb", True),
+        ('host = "a.b"', "", "lb", True),
+        ('host = "a.b"', 'host = "*.b"', "lb", True),
+        ('host = "*.b"', 'host = "a.b"', "lb", True),
+        ('host = "a.b"', 'host = "c.b"', "lb", False),
+        ("", "", "other", False),
+    ],
+)
+def test_two_pools_that_overwrite_each_others_cookie(one: str, other: str, cookie: str, warned: bool) -> None:
+    routes = f'[[route]]\npath = "/a"\npool = "app"\n{one}\n[[route]]\npool = "two"\n{other}\n'
+    two = f'[pool.two]\nservers = ["a:1"]\nsticky = {{ cookie = "{cookie}" }}\n'
+    found = warnings(LISTEN + routes + POOL + 'sticky = { cookie = "lb" }\n' + two)
+    if warned:
+        assert len(found) == 1
+        assert 'pool.two.sticky.cookie = "lb": pool.app sets the same cookie on the same host' in found[0]
+    else:
+        assert found == []
+
+
 def test_did_you_mean() -> None:
     assert did_you_mean("Balance", ["balance", "queue"]) == 'did you mean "balance"?'
     assert did_you_mean("x", ["b", "a"]) == "known: a, b"
