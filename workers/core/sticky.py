@@ -81,7 +81,7 @@ def _values(header: bytes, name: bytes) -> list[bytes]:
 
 def cookie_value(header: bytes, name: bytes) -> bytes | None:
     """The value of the first cookie `name` in the value of a Cookie field, or `None`: absent or empty."""
-    if name not in header:
+    if header.find(name) < 0:
         return None
     values = _values(header, name)
     return values[0] or None if values else None
