@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from lb.config.certificates import (
     CertificateError,
@@ -18,43 +17,7 @@ from lb.config.certificates import (
     load_certificates,
     read_certificates,
 )
-
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-END = datetime.datetime(2126, 1, 1, tzinfo=datetime.UTC)
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def certify(
-    key: Key, sans: Sequence[x509.GeneralName] = (), common_name: str = "common.example.com"
-) -> bytes:
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW)
-        .not_valid_after(END)
-    )
-    if sans:
-        builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def pem_key(key: Key, password: bytes | None = None) -> bytes:
-    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if password is not None:
-        protection = serialization.BestAvailableEncryption(password)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
-
-
-def dns(*names: str) -> list[x509.GeneralName]:
-    return [x509.DNSName(name) for name in names]
+from tests.unit.pem import END, Key, certify, dns, new_key, pem_key
 
 
 def fails(tmp_path: Path, pattern: str) -> CertificateError:

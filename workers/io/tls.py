@@ -91,13 +91,15 @@ _REASONS: Final = {
 
 
 def _failure(error: OSError) -> TlsError:
-    """`error` as a `TlsError` with a stable reason: "closed", "protocol" or one of `_REASONS`."""
+    """`error` as a `TlsError` with a stable reason: "closed", "reset", "protocol" or one of `_REASONS`."""
     if not isinstance(error, ssl.SSLError):
-        return TlsTruncated("closed", str(error))
+        return TlsError("reset", error.strerror or str(error))
     word = error.reason or ""
-    # OpenSSL 3 says UNEXPECTED_EOF_WHILE_READING, older ones nothing but SSL_ERROR_EOF.
-    if isinstance(error, ssl.SSLEOFError) or word == "UNEXPECTED_EOF_WHILE_READING":
+    if word == "UNEXPECTED_EOF_WHILE_READING":
         return TlsTruncated("closed", "the peer closed the connection without close_notify")
+    # What Python calls an EOF without OpenSSL's word for it is a failed system call.
+    if isinstance(error, ssl.SSLEOFError) and not word:
+        return TlsError("reset", "the peer reset the connection")
     if isinstance(error, ssl.SSLCertVerificationError):
         return TlsError("verify_failed", error.verify_message)
     return TlsError(_REASONS.get(word, "protocol"), word or str(error))
@@ -134,7 +136,12 @@ class TlsStream:
         Raises `OSError` where the peer is gone (the socket is closed then), and `ValueError` where the
         context checks names and there is no `server_name`.
         """
-        sock.setblocking(False)
+        try:
+            sock.setblocking(False)
+            sock.getpeername()  # Where it fails, `wrap_socket` would leave the descriptor to the collector.
+        except OSError:
+            sock.close()
+            raise
         self._socket = context.wrap_socket(
             sock,
             server_side=server_side,
@@ -153,8 +160,8 @@ class TlsStream:
         """Goes on with the handshake, and says what to wait for.
 
         Raises `TlsError`: "plain_http" (see `send_plain`), "not_tls", "version", "no_shared_cipher",
-        "verify_failed", "certificate_rejected", "name_rejected", "closed" or "protocol". The peer has
-        been sent an alert where TLS has one.
+        "verify_failed", "certificate_rejected", "name_rejected", "closed", "reset" or "protocol". The
+        peer has been sent an alert where TLS has one.
         """
         try:
             self._socket.do_handshake()
@@ -195,7 +202,8 @@ class TlsStream:
         """Plaintext into `buffer` (not empty): how many bytes, 0 at a clean end (close_notify).
 
         Raises `BlockingIOError` when the descriptor has to become readable first, `TlsTruncated` when the
-        connection ended without close_notify, `TlsError` or another `OSError` when it broke.
+        connection ended without close_notify, and `TlsError` when it broke ("reset", "protocol"); both again
+        at every further read.
         """
         if self._deferred is not None:
             return self._recv_deferred(buffer)
@@ -205,8 +213,8 @@ class TlsStream:
             raise BlockingIOError(errno.EAGAIN, "no whole record is here yet") from None
         except ssl.SSLZeroReturnError:  # what close_notify becomes once we have sent ours
             return 0
-        except ssl.SSLError as error:
-            raise _failure(error) from error
+        except OSError as error:
+            raise self._fail_read(error) from error
         # A full record is seldom the last one, and the loop's turn costs more than a read in vain.
         if received == RECORD and len(buffer) > RECORD:
             return self._recv_more(buffer, received)
@@ -221,18 +229,26 @@ class TlsStream:
                     except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
                         break
                     except OSError as error:
-                        self._deferred = _failure(error)
+                        self._fail_read(error)
                         break
                 received += count
                 if count < RECORD:
                     break
         return received
 
+    def _fail_read(self, error: OSError) -> TlsError:
+        """What `error` means to the caller, now and at every read to come."""
+        self._deferred = failure = _failure(error)
+        return failure
+
     def _recv_deferred(self, buffer: bytearray | memoryview) -> int:
         deferred = self._deferred
+        assert deferred is not None
         if not isinstance(deferred, bytes):
-            assert deferred is not None
-            raise deferred
+            try:
+                raise deferred
+            finally:
+                del deferred  # Its traceback holds this frame.
         count = min(len(deferred), len(buffer))
         buffer[:count] = deferred[:count]
         if count:
@@ -251,8 +267,7 @@ class TlsStream:
 
         Raises `BlockingIOError` where that is nothing. A record that the kernel took in part is kept (at
         most 16 KiB) and finished by the next call, which has to begin with the same bytes: `ValueError`
-        where it does not, since these are on their way already. `TlsError` or another `OSError` when the
-        connection broke.
+        where it does not, since these are on their way already. `TlsError` when the connection broke.
         """
         size = len(data)
         if size > RECORD or self._unsent is not None:
@@ -265,7 +280,7 @@ class TlsStream:
             # OpenSSL must be given this record again whatever became of the caller's buffer.
             self._unsent = bytes(data)
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
-        except ssl.SSLError as error:
+        except OSError as error:
             raise _failure(error) from error
 
     def _send_records(self, data: bytes | bytearray | memoryview) -> int:
@@ -278,7 +293,7 @@ class TlsStream:
                     except ssl.SSLWantWriteError:
                         self._unsent = bytes(record)
                         break
-                    except ssl.SSLError as error:
+                    except OSError as error:
                         raise _failure(error) from error
         if not sent:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
@@ -295,7 +310,7 @@ class TlsStream:
             self._socket.write(unsent)
         except ssl.SSLWantWriteError:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
-        except ssl.SSLError as error:
+        except OSError as error:
             raise _failure(error) from error
         self._unsent = None
         return len(unsent)
@@ -353,7 +368,7 @@ class TlsStream:
             self._socket.unwrap()
         except ssl.SSLWantReadError:
             return  # Sent, and the peer's is not here yet.
-        except ssl.SSLError as error:
+        except OSError as error:
             raise _failure(error) from error
         # The peer had ended its direction before, and the TLS object is gone: every read says so.
         self._deferred = b""
