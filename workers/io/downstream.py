@@ -1,0 +1,467 @@
+"""A client's connection: reads heads, hands them to exchanges, keeps what came too early, and ends well.
+
+While a response is pending the client stays watched, so that one who leaves frees the server at once; bytes
+that it sends meanwhile (pipelining) are read ahead up to `READ_AHEAD` and no further.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from typing import TYPE_CHECKING, Final
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError, Refusal
+from workers.core.forwarded import ForwardedPrefix, Received
+from workers.core.heads import Buffer, RequestHead, field_values, parse_request
+from workers.core.responses import redirect_response, refusal_response
+from workers.core.wheel import NEVER
+from workers.io.endpoint import Endpoint
+from workers.io.exchange import Exchange
+from workers.io.tls import Handshake, Stream, TlsError, TlsStream, TlsTruncated
+
+if TYPE_CHECKING:
+    from workers.io.listening import Listener
+
+READ_AHEAD: Final = 64 * 1024
+# How long and how much an ended connection is read on, so that its last response is not lost to a reset
+# (RFC 9112 section 9.6).
+LINGER: Final = 2.0
+LINGER_BYTES: Final = 1024 * 1024
+
+
+class _State(enum.Enum):
+    OPEN = 0
+    LINGERING = 1  # our end is sent; what still comes is dropped
+    HANDSHAKE = 2  # TLS
+
+
+_NAMES: Final = (
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"forwarded",
+    b"x-request-id",
+)
+
+
+class Client(Endpoint):
+    """One client connection. `held` are bytes that wait for their turn: the beginning of a head, the
+    beginning of a chunk line, or the next requests."""
+
+    __slots__ = (
+        "address", "closing", "dropped", "exchange", "held", "listener", "prefix", "prefix_version",
+        "scheduled", "state", "unread",
+    )  # fmt: skip
+
+    def __init__(self, listener: Listener, sock: Stream, fd: int, address: str) -> None:
+        super().__init__(listener.worker, sock, fd)
+        self.listener = listener
+        self.address = address
+        self.exchange: Exchange | None = None
+        self.held = b""
+        self.closing = False  # whether the connection ends with what is being answered
+        self.unread = False  # whether the client may have sent what nobody will read
+        self.dropped = 0
+        self.scheduled = False
+        self.state = _State.OPEN
+        self.prefix: ForwardedPrefix | None = None
+        self.prefix_version = -1
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            if self.out:
+                self.pause()  # `on_drained` comes back to it
+                return
+        elif exchange.blocked if not exchange.request_done else len(self.held) >= READ_AHEAD:
+            self.pause()
+            return
+        worker = self.worker
+        try:
+            size = self.sock.recv_into(worker.buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except TlsTruncated:
+            size = 0
+        except OSError as error:
+            self.on_error(error)
+            return
+        if size == 0:
+            self._on_end()
+        elif self.state is not _State.OPEN:
+            self._drop(size)
+        elif exchange is None and not self.held:
+            self._request(worker.buffer, 0, size)
+        else:
+            self._more(exchange, size)
+
+    def _more(self, exchange: Exchange | None, size: int) -> None:
+        """Bytes that are not a fresh head: of a body, of a head that began before, or of the next one."""
+        data = (
+            bytes(self.worker.view[:size]) if exchange is None or exchange.request_done or self.held else b""
+        )
+        if exchange is None:
+            before = len(self.held)
+            self.held += data
+            if not self.scheduled:
+                # The empty line may lie across the pieces, nowhere else.
+                if self.held.find(b"\r\n\r\n", max(0, before - 3)) >= 0:
+                    self._take_held()
+                else:
+                    self._wait_for_head(self.held, 0, len(self.held))
+        elif exchange.request_done:
+            self.held += data
+        elif self.held:
+            held, self.held = self.held + data, b""
+            self._body(exchange, held, len(held))
+        else:
+            self._body(exchange, self.worker.buffer, size)
+
+    def _request(self, buffer: Buffer, start: int, end: int) -> None:
+        """Takes a request head from the buffer, if it is whole, and starts its exchange."""
+        try:
+            head = parse_request(buffer, start, end)
+            if head is None:
+                if not self._skip_empty_line(buffer, start, end):
+                    self._wait_for_head(buffer, start, end)
+                return
+            limits = self.listener.spec.limits
+            if head.size > limits.head_bytes or head.fields.count(b"\n") > limits.headers:
+                raise ProxyError(errors.HEAD_TOO_LARGE)
+        except ProxyError as error:
+            self._refuse_head(error)
+            return
+        exchange = Exchange(self, head)
+        self.exchange = exchange
+        self.held = b""
+        self.deadline = NEVER
+        try:
+            if self.listener.spec.redirect_https:
+                self._redirect(exchange)
+                return
+            consumed = exchange.begin(buffer, start + head.size, end)
+        except ProxyError as error:
+            exchange.refuse(error)
+            return
+        if consumed < end and self.fd >= 0:
+            self.held = bytes(buffer[consumed:end])
+            self.next()
+        if not exchange.request_done and self.exchange is exchange:
+            self.expect(self.listener.spec.timeouts.body_idle)
+
+    def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> bool:
+        """RFC 9112 section 2.2: one empty line in front of a request is ignored."""
+        if not buffer.startswith(b"\r\n", start, end):
+            return False
+        self.held = b""
+        if end - start > 2:
+            if buffer.startswith(b"\r\n", start + 2, end):
+                raise ProxyError(errors.BAD_REQUEST_LINE, detail="empty lines")
+            self._request(buffer, start + 2, end)
+        return True
+
+    def _wait_for_head(self, buffer: Buffer, start: int, end: int) -> None:
+        """An incomplete head: kept within its limit, and with a deadline from its first byte on."""
+        limit = self.listener.spec.limits.head_bytes
+        if end - start > limit:
+            one_line = buffer.find(b"\r\n", start, end) < 0
+            self._refuse_head(ProxyError(errors.TARGET_TOO_LONG if one_line else errors.HEAD_TOO_LARGE))
+            return
+        if not self.held:
+            self.expect(self.listener.spec.timeouts.request_head)
+        self.held = bytes(buffer[start:end])
+
+    def _take_held(self) -> None:
+        self.scheduled = False
+        if self.fd >= 0 and self.exchange is None and self.held and self.state is _State.OPEN:
+            held = self.held
+            self._request(held, 0, len(held))
+
+    def _body(self, exchange: Exchange, data: Buffer, size: int) -> None:
+        try:
+            consumed = exchange.more_body(data, size)
+        except ProxyError as error:
+            self._body_failed(exchange, error)
+            return
+        if consumed < size:
+            self.held = bytes(data[consumed:size])
+        if not exchange.request_done:
+            self.expect(self.listener.spec.timeouts.body_idle)
+        else:
+            self.settle()
+
+    def _body_failed(self, exchange: Exchange, error: ProxyError) -> None:
+        if exchange.response is None:
+            exchange.refuse(error)
+        else:
+            exchange.truncated(error)
+
+    def resume_body(self) -> None:
+        """The server takes more of the body."""
+        self.resume()
+        exchange = self.exchange
+        if exchange is not None and not exchange.request_done and not exchange.blocked:
+            self.expect(self.listener.spec.timeouts.body_idle)
+
+    def settle(self) -> None:
+        """Nothing is waited for from the client."""
+        self.deadline = NEVER
+
+    # --- writing and ending --------------------------------------------------------------------------
+
+    def next(self) -> None:
+        """After an exchange: the next request, waiting for one, or the end."""
+        if self.fd < 0 or self.exchange is not None:
+            return
+        if self.out:
+            return  # `on_drained` comes back here
+        if self.closing or self.worker.stopping:
+            self._end()
+            return
+        if not self.reading:
+            self.resume()
+        if self.held:
+            self.expect(self.listener.spec.timeouts.request_head)
+            if not self.scheduled:
+                self.scheduled = True
+                self.worker.loop.call_soon(self._take_held)
+        else:
+            deadline = self.worker.now + self.listener.spec.timeouts.keep_alive
+            self.deadline = deadline
+            if deadline < self.due:
+                self.worker.wheel.move(self)
+
+    def _end(self) -> None:
+        """Our side is done. Unread bytes would turn the close into a reset that may overtake the response,
+        so then the end is sent and the rest is read away for a while."""
+        if not (self.unread or self.held):
+            self.close()
+            return
+        self.state = _State.LINGERING
+        self.held = b""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        self.resume()
+        self.expect(LINGER)
+
+    def _drop(self, size: int) -> None:
+        self.dropped += size
+        if self.dropped > LINGER_BYTES:
+            self.close()
+
+    def on_drained(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.next()
+            return
+        self.settle()
+        if exchange.upstream is not None:
+            exchange.upstream.resume()
+
+    def on_blocked(self) -> None:
+        self.expect(self.listener.spec.timeouts.send)
+
+    def on_error(self, error: OSError) -> None:
+        exchange = self.exchange
+        self.close()
+        if exchange is not None:
+            exchange.client_gone()
+
+    def _on_end(self) -> None:
+        """The client has sent its end. Half-closed requests are indistinguishable from a client that left,
+        and a client that leaves frees the server."""
+        exchange = self.exchange
+        self.close()
+        if exchange is not None:
+            exchange.client_gone()
+
+    def on_deadline(self) -> None:
+        exchange = self.exchange
+        if self.state is not _State.OPEN:
+            self.close()
+        elif self.out:
+            self.abort()  # it does not read: `send` seconds without a byte taken
+            if exchange is not None:
+                exchange.client_gone()
+        elif exchange is None:
+            if self.held:
+                self._refuse_head(ProxyError(errors.HEAD_TIMEOUT))
+            else:
+                self.close()
+        elif exchange.queued:
+            exchange.queue_timeout()
+        elif not exchange.request_done:
+            self._body_failed(exchange, ProxyError(errors.BODY_TIMEOUT))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            super().close()
+            self.listener.closed()
+            self.worker.clients.discard(self)
+
+    def abort(self) -> None:
+        if self.fd >= 0:
+            super().abort()
+            self.listener.closed()
+            self.worker.clients.discard(self)
+
+    def release(self) -> Stream:
+        self.worker.clients.discard(self)
+        return super().release()
+
+    def stop(self) -> None:
+        """The worker is stopping: an idle connection closes; one that was just accepted may still ask."""
+        if self.exchange is None and self.prefix is not None and not self.held and not self.out:
+            self.close()
+
+    def abandon(self) -> None:
+        """The time is over."""
+        exchange = self.exchange
+        self.abort()
+        if exchange is not None:
+            exchange.client_gone()
+
+    # --- refusals ------------------------------------------------------------------------------------
+
+    def refuse(
+        self, refusal: Refusal, *, close: bool, without_body: bool = False, unread: bool = True
+    ) -> None:
+        """Writes a refusal; the caller goes on with `next`."""
+        close = close or refusal.close or self.worker.stopping
+        if close:
+            self.closing = True
+            self.unread = unread
+        self.write(refusal_response(refusal, date=self.worker.date(), close=close, without_body=without_body))
+
+    def _refuse_head(self, error: ProxyError) -> None:
+        """Refuses what never became an exchange; nothing behind it can be trusted to be a request."""
+        self.held = b""
+        self.settle()
+        self.refuse(error.refusal, close=True)
+        if self.worker.journal is not None:
+            self.worker.journal.refusal(self, error)
+        self.next()
+
+    def _redirect(self, exchange: Exchange) -> None:
+        head = exchange.head
+        if not head.host:
+            raise ProxyError(errors.BAD_HOST, detail="a redirect needs a Host")
+        port = self.listener.spec.redirect_port
+        host = head.host if port == 443 else b"%b:%d" % (head.host, port)
+        self.closing = self.closing or not exchange.request_done or exchange.closing
+        self.unread = not exchange.request_done
+        self.write(
+            redirect_response(b"https://" + host + head.target, date=self.worker.date(), close=self.closing)
+        )
+        exchange.conclude(308, "")
+        self.next()
+
+    # --- what exchanges ask about the client ---------------------------------------------------------
+
+    def forwarded(self, head: RequestHead) -> tuple[bytes, bytes]:
+        """The forwarding fields for the server, and the request id."""
+        listener = self.listener
+        prefix = self.prefix
+        if prefix is None or self.prefix_version != listener.version:
+            prefix = ForwardedPrefix(self.address, listener.scheme, listener.port)
+            self.prefix = prefix
+            self.prefix_version = listener.version
+        request_id = next(self.worker.request_ids)
+        if head.plain or not listener.trusts(self.address):
+            return prefix.lines(head.authority, request_id), request_id
+        received = Received(*(b", ".join(field_values(head.fields, name)) for name in _NAMES))
+        lines = prefix.believed_lines(head.authority, request_id, received)
+        return lines, lines[lines.rfind(b": ") + 2 : -2]
+
+    def address_for(self, head: RequestHead) -> str:
+        """The client's address, as far as proxies in front are believed."""
+        listener = self.listener
+        if head.plain or not listener.trusts(self.address):
+            return self.address
+        return listener.trusted.client_ip(
+            self.address,
+            b", ".join(field_values(head.fields, b"x-forwarded-for")),
+            b", ".join(field_values(head.fields, b"forwarded")),
+        )
+
+    def check_name(self, host: bytes) -> None:
+        """Refuses a request for a name that another certificate of this listener is for (RFC 9110 section
+        15.5.20): the client has reused a connection that was not made for it."""
+
+
+class TlsClient(Client):
+    """A client connection that speaks TLS."""
+
+    __slots__ = ()
+
+    sock: TlsStream
+
+    def begin(self) -> None:
+        """Waits for the handshake."""
+        self.secure = True
+        self.state = _State.HANDSHAKE
+        self.reading = True
+        self.worker.loop.add_reader(self.fd, self._shake_hands)
+        self.expect(self.listener.spec.timeouts.tls_handshake)
+
+    def _shake_hands(self) -> None:
+        try:
+            wants = self.sock.handshake()
+        except TlsError as error:
+            self._handshake_failed(error)
+            return
+        except OSError:
+            self.close()
+            return
+        if wants is Handshake.WANT_WRITE:
+            self.writing = True
+            self.worker.loop.add_writer(self.fd, self._shake_hands)
+            return
+        self.unwatch_writing()
+        if wants is Handshake.DONE:
+            self.state = _State.OPEN
+            self.reading = False  # `resume` puts the real reader in the place of the handshake's
+            self.resume()
+            self.expect(self.listener.spec.timeouts.request_head)
+
+    def _handshake_failed(self, error: TlsError) -> None:
+        if error.reason == "plain_http":
+            answer = refusal_response(
+                errors.PLAIN_ON_TLS, date=self.worker.date(), close=True, without_body=False
+            )
+            try:
+                self.sock.send_plain(answer)
+            except OSError as failure:
+                self.worker.log.info("plain answer not sent", client=self.address, error=failure)
+        if error.reason != "closed":
+            self.worker.log.info(
+                "tls handshake failed", client=self.address, reason=error.reason, detail=error.detail
+            )
+        self.close()
+
+    def on_readable(self) -> None:
+        super().on_readable()
+        # The kernel knows nothing of what OpenSSL holds already.
+        while self.fd >= 0 and self.reading and self.sock.pending():
+            super().on_readable()
+
+    def resume(self) -> None:
+        super().resume()
+        if self.fd >= 0 and self.sock.pending():
+            self.worker.loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.fd >= 0 and self.reading and self.sock.pending():
+            self.on_readable()
+
+    def check_name(self, host: bytes) -> None:
+        name = self.sock.server_name
+        if name is not None and host and self.listener.other_certificate(name, host.decode("ascii")):
+            raise ProxyError(errors.MISDIRECTED, detail=f"the connection was made for {name}")

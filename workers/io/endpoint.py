@@ -1,0 +1,164 @@
+"""One end of a connection that the worker owns: a non-blocking socket registered with the event loop.
+
+What platform.md calls traps is kept here, in one place: integer fds are registered, `close` always
+unregisters first, the writer is armed only while something is left over, and a reader is paused lazily (a
+pair of calls costs more than a recv), when it fires while its sink is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from _socket import socket as RawSocket
+from typing import TYPE_CHECKING, Final, cast
+
+from workers.core.wheel import NEVER
+from workers.io.tls import Stream, TlsStream
+
+if TYPE_CHECKING:
+    from workers.io.worker import Worker
+
+# SO_LINGER with a time of zero: close sends RST and drops what is queued (man 7 socket).
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+def reset(stream: Stream) -> None:
+    """Closes `stream` with RST: what its peer got must not look like the whole (design, invariant 1)."""
+    if isinstance(stream, TlsStream):
+        stream.abort()
+        return
+    with contextlib.suppress(OSError):  # the peer may have reset it already
+        cast(RawSocket, stream).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    stream.close()
+
+
+class Endpoint:
+    """A connection's socket, its left-over output and its place in the timeout wheel.
+
+    Subclasses implement `on_readable`, `on_drained` (the left-over output was sent), `on_error` (the
+    connection failed; it is to be closed) and `on_deadline`.
+    """
+
+    __slots__ = ("deadline", "due", "fd", "out", "reading", "secure", "sock", "worker", "writing")
+
+    def __init__(self, worker: Worker, sock: Stream, fd: int) -> None:
+        self.worker = worker
+        self.sock = sock
+        self.fd = fd  # -1 once closed
+        self.out = b""  # what the kernel did not take yet; the source of it is paused meanwhile
+        self.reading = False
+        self.writing = False
+        self.secure = False  # whether `sock` is a TlsStream
+        self.deadline = NEVER
+        self.due = NEVER
+
+    def on_readable(self) -> None:
+        """Bytes, an end or an error wait."""
+        raise NotImplementedError
+
+    def on_drained(self) -> None:
+        """All left-over output was sent."""
+        raise NotImplementedError
+
+    def on_error(self, error: OSError) -> None:
+        """The connection failed while it was written to."""
+        raise NotImplementedError
+
+    def on_deadline(self) -> None:
+        """The deadline passed."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Watches for bytes (again)."""
+        if not self.reading and self.fd >= 0:
+            self.reading = True
+            self.worker.loop.add_reader(self.fd, self.on_readable)
+
+    def pause(self) -> None:
+        """Stops watching: the sink is full, or the peer has sent its end."""
+        if self.reading:
+            self.reading = False
+            self.worker.loop.remove_reader(self.fd)
+
+    def expect(self, seconds: float) -> None:
+        """Sets the deadline to `seconds` from now."""
+        deadline = self.worker.now + seconds
+        self.deadline = deadline
+        if deadline < self.due:
+            self.worker.wheel.move(self)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Sends at once what the kernel takes, and keeps the rest. The caller pauses the source while
+        `out` is not empty, so that at most one more piece is ever added."""
+        if self.out:
+            self.out += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.on_error(error)
+            return
+        if sent < len(data):
+            self.out = bytes(data[sent:])
+            self.writing = True
+            self.worker.loop.add_writer(self.fd, self._on_writable)
+            self.on_blocked()
+
+    def on_blocked(self) -> None:
+        """The kernel's buffer is full: subclasses bound how long."""
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self.sock.send(self.out)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.on_error(error)
+            return
+        self.out = self.out[sent:]
+        if self.out:
+            self.on_blocked()
+            return
+        self.unwatch_writing()
+        self.on_drained()
+
+    def unwatch_writing(self) -> None:
+        """Takes the writer away, if there is one."""
+        if self.writing:
+            self.writing = False
+            self.worker.loop.remove_writer(self.fd)
+
+    def release(self) -> Stream:
+        """Hands the socket out, as to a tunnel; this endpoint is closed then. A registered reader stays:
+        the taker puts its own in its place at once, which costs no system call."""
+        self.reading = False
+        self._unregister()
+        return self.sock
+
+    def close(self) -> None:
+        """Closes the connection; harmless when it is closed."""
+        if self.fd >= 0:
+            self._unregister()
+            self.sock.close()
+
+    def abort(self) -> None:
+        """Closes with RST; harmless when it is closed."""
+        if self.fd >= 0:
+            self._unregister()
+            reset(self.sock)
+
+    def _unregister(self) -> None:
+        loop = self.worker.loop
+        if self.reading:
+            loop.remove_reader(self.fd)
+            self.reading = False
+        if self.writing:
+            loop.remove_writer(self.fd)
+            self.writing = False
+        self.worker.wheel.drop(self)
+        self.deadline = NEVER
+        self.fd = -1
+        self.out = b""

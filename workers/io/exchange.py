@@ -1,0 +1,410 @@
+"""One request and its response: where it goes, what is tried again, and what is told about it at the end.
+
+The life of an exchange::
+
+    begin -> dispatch -> (queued) -> connecting -> sent -> response -> finished
+                 ^                       |           |
+                 '------ another server -'-----------'      (design, invariant 2)
+
+The request's body and the response flow independently: `RequestSide` and `ResponseSide` in the files beside
+this one hold those halves, this file holds what binds them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError, Retry
+from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
+from workers.core import upgrade
+from workers.core.heads import RequestHead
+from workers.core.rewrite import upstream_head
+from workers.io.response_side import ResponseSide
+from workers.io.upstream import Upstream, connect
+
+if TYPE_CHECKING:
+    from workers.core.heads import Buffer
+    from workers.io.downstream import Client
+    from workers.io.pool import Server
+
+_IN_FLIGHT: Final = int(RouteCell.IN_FLIGHT)
+_ROUTE_REQUESTS: Final = int(RouteCell.REQUESTS)
+_REQUESTS: Final = int(WorkerCell.REQUESTS)
+_ERRORS: Final = int(ServerCell.ERRORS)
+_RETRIES: Final = int(ServerCell.RETRIES)
+
+# RFC 9110 section 9.2.2.
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+CLIENT_CLOSED: Final = 499  # nginx's number for a client that left; never sent
+
+
+class Exchange(ResponseSide):
+    """See the module. `first` is the head for the server with as much of the body as came with it: as long
+    as nothing more was sent, the request can be sent again from it."""
+
+    __slots__ = ()
+
+    def __init__(self, client: Client, head: RequestHead) -> None:
+        self.client = client
+        self.worker = client.worker
+        self.head = head
+        self.upstream: Upstream | None = None
+        self.server: Server | None = None
+        self.counted = False
+        self.routed = False
+        self.first = b""
+        self.streamed = False
+        self.fresh = False
+        self.attempts = 0
+        self.excluded: tuple[int, ...] = ()
+        self.stuck = -1
+        self.key = None
+        self.ring_key = None
+        self.last_server = ""
+        self.websocket_key = b""
+        self.set_cookie = b""
+        self.queued = False
+        self.failure: ProxyError | None = None
+        self.body = None
+        self.body_left = 0
+        self.request_done = head.length == 0
+        self.response = None
+        self.response_body = None
+        self.response_left = 0
+        self.chunking = False
+        self.closing = not head.keep_alive
+        self.received = head.size
+        self.sent = 0
+        self.request_id = b""
+        self.started = time.monotonic()
+        self.sent_at = 0.0
+
+    # --- the beginning -------------------------------------------------------------------------------
+
+    def begin(self, buffer: Buffer, start: int, end: int) -> int:
+        """Starts with what came behind the head in `buffer[start:end]`; returns how much of it belongs to
+        this request (the rest is the caller's). Raises `ProxyError` for what is refused at once."""
+        head = self.head
+        client = self.client
+        plan = self.worker.plan
+        if head.method in _REFUSED_METHODS:
+            raise ProxyError(errors.METHOD_REFUSED, detail=head.method.decode("ascii"))
+        self.route = route = plan.find(head.host, head.path)
+        self.routed = True
+        self.pool = pool = route.pool
+        if client.listener.tls is not None:
+            client.check_name(head.host)
+        if head.upgrade:
+            self._begin_upgrade()
+        target = head.target if route.prefix is None else route.strip(head.target)
+        forwarded, self.request_id = client.forwarded(head)
+        consumed = start
+        top = upstream_head(head, target, forwarded, route.request_rules)
+        if head.length == 0:
+            self.first = top
+        else:
+            consumed, body = self.begin_body(buffer, start, end)
+            self.first = top + body
+        if pool.keyed:
+            self.key, self.ring_key, self.stuck = pool.find_keys(head, client.address_for(head))
+        slab = self.worker.slab.cells
+        slab[route.base] += 1
+        self.counted = True
+        self.dispatch()
+        return consumed
+
+    def _begin_upgrade(self) -> None:
+        head = self.head
+        if upgrade.is_upgrade(head.minor, head.upgrade, b"upgrade"):
+            self.websocket_key = upgrade.check_request(head.method, head.minor, upgrade_fields(head))
+        else:
+            head.upgrade = b""  # some other protocol: the request goes on without the field
+
+    # --- choosing and connecting ---------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Picks a server and sends the request there; refuses where there is none."""
+        pool = self.pool
+        excluded = pool.with_full(self.excluded)
+        stuck = self.stuck
+        if stuck >= 0 and stuck not in self.excluded:
+            if stuck in excluded:
+                self._join_queue()
+                return
+            server = pool.servers[stuck]
+        else:
+            chosen = pool.choose(self.key, self.ring_key, excluded)
+            if chosen is None:
+                self._none_left(full=len(excluded) > len(self.excluded))
+                return
+            server = chosen
+            if pool.cookie is not None:
+                self.set_cookie = pool.cookie.set_cookie(server.index, self.client.listener.tls is not None)
+        self.server = server
+        server.begin()
+        self.attempts += 1
+        upstream = None if self.fresh else server.take()
+        if upstream is None:
+            connect(self, server)
+        else:
+            self.upstream = upstream
+            upstream.attach(self)
+            self._send_first(upstream)
+
+    def _none_left(self, *, full: bool) -> None:
+        if self.failure is not None and not full:
+            self.refuse(self.failure)
+        elif full:
+            self._join_queue()
+        else:
+            self.refuse(ProxyError(errors.NO_SERVER, side="upstream"))
+
+    def _join_queue(self) -> None:
+        pool = self.pool
+        if len(pool.waiting) >= pool.spec.queue.length:
+            self.refuse(ProxyError(errors.QUEUE_FULL, side="upstream"))
+            return
+        self.queued = True
+        pool.waiting.append(self)
+        self.client.expect(pool.spec.queue.timeout)
+
+    def leave_queue(self) -> bool:
+        """Tries again to find a server; `False` when there is still none, and it goes on waiting."""
+        excluded = self.pool.with_full(self.excluded)
+        if self.stuck >= 0 and self.stuck not in self.excluded:
+            if self.stuck in excluded:
+                return False
+        elif len(excluded) >= len(self.pool.servers):
+            return False
+        self.queued = False
+        self.client.settle()
+        self.dispatch()
+        return True
+
+    def queue_timeout(self) -> None:
+        """The wait for a server took too long."""
+        self.pool.waiting.remove(self)
+        self.queued = False
+        self.refuse(ProxyError(errors.QUEUE_TIMEOUT, side="upstream"))
+
+    def resolved(self) -> None:
+        """The server's name was looked up, with or without an answer."""
+        server = self.server
+        if server is None or self.upstream is not None or self.client.exchange is not self:
+            return  # the client left meanwhile
+        if server.address() is None:
+            detail = server.addresses.error or "no address"
+            self.upstream_failed(
+                ProxyError(errors.RESOLVE_FAILED, side="upstream", retry=Retry.SAFE, detail=detail)
+            )
+        else:
+            connect(self, server)
+
+    def connected(self) -> None:
+        """The connection to the server stands."""
+        upstream = self.upstream
+        if upstream is not None:
+            self._send_first(upstream)
+
+    def _send_first(self, upstream: Upstream) -> None:
+        self.sent_at = time.monotonic()
+        timeout = self.pool.spec.timeouts.response_head
+        upstream.send(self.first)
+        if not upstream.out:
+            upstream.expect(timeout)
+        if not self.request_done:
+            self.client.resume_body()
+
+    # --- failures ------------------------------------------------------------------------------------
+
+    def upstream_failed(self, error: ProxyError) -> None:
+        """The server, or the way to it, failed before a response began: try another, or say so."""
+        server = self.server
+        upstream = self.upstream
+        stale = upstream is not None and upstream.reused and not upstream.held
+        unseen = error.retry is Retry.SAFE or (upstream is not None and upstream.nothing_received())
+        self._detach()
+        if self.response is not None:
+            self.truncated(error)
+            return
+        self.failure = error
+        if server is not None and not self._retry(server, error, stale=stale, unseen=unseen):
+            self.worker.slab.cells[server.base + _ERRORS] += 1
+            self.refuse(error)
+
+    def _retry(self, server: Server, error: ProxyError, *, stale: bool, unseen: bool) -> bool:
+        """Sends the request again where that is safe (design, invariant 2); whether it did."""
+        reset = error.refusal is errors.UPSTREAM_RESET
+        idempotent = self.head.method in _IDEMPOTENT
+        if self.streamed or not (unseen or (reset and idempotent)):
+            return False
+        if reset and stale and not self.fresh:
+            # The server closed an idle connection just as it was used: no failure of anybody's.
+            self.fresh = True
+            self.attempts -= 1
+        else:
+            retry = self.route.spec.retry
+            if ("reset" if reset else "connect") not in retry.on or self.attempts >= retry.attempts:
+                return False
+            if error.retry is Retry.NEVER and not reset:
+                return False
+            cells = self.worker.slab.cells
+            cells[server.base + _ERRORS] += 1
+            cells[server.base + _RETRIES] += 1
+            self.excluded = (*self.excluded, server.index)
+            self.set_cookie = b""
+        self.dispatch()
+        return True
+
+    def upstream_lost(self, error: OSError | None) -> None:
+        """The server closed (`None`) or reset the connection."""
+        if self.response is not None:
+            self.response_ended(error)
+            return
+        detail = "closed before a response" if error is None else str(error)
+        self.upstream_failed(
+            ProxyError(errors.UPSTREAM_RESET, side="upstream", retry=Retry.IF_IDEMPOTENT, detail=detail)
+        )
+
+    def upstream_timeout(self) -> None:
+        """The server took too long: for its head, or for the next piece of its body."""
+        self.upstream_failed(ProxyError(errors.RESPONSE_TIMEOUT, side="upstream"))
+
+    def client_gone(self) -> None:
+        """The client left: the server connection is freed at once."""
+        if self.queued:
+            self.pool.waiting.remove(self)
+            self.queued = False
+        self._detach()
+        self.conclude(self.response.status if self.response else CLIENT_CLOSED, "client_closed")
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answers the client with a refusal; what is unread of its body ends the connection."""
+        self._detach()
+        refusal = error.refusal
+        unread = not self.request_done
+        self.client.refuse(
+            refusal,
+            close=unread or self.closing,
+            without_body=self.head.method == b"HEAD",
+            unread=unread or refusal.close,
+        )
+        self.conclude(refusal.status, refusal.reason)
+        if error.side == "upstream":
+            self.worker.log.warning(
+                "request failed", reason=refusal.reason, pool=self.pool.spec.name, server=self.last_server,
+                detail=error.detail,
+            )  # fmt: skip
+        self.client.next()
+
+    def truncated(self, error: ProxyError) -> None:
+        """The response can't be completed: the client must not take it for the whole."""
+        self._detach()
+        status = self.response.status if self.response is not None else 0
+        client = self.client
+        self.conclude(status, error.refusal.reason)
+        self.worker.log.warning(
+            "response truncated", reason=error.refusal.reason, route=self.route.name, detail=error.detail
+        )
+        client.abort()
+
+    def try_next(self) -> bool:
+        """After a 503: whether the request was sent to another server instead of passing that on."""
+        retry = self.route.spec.retry
+        server = self.server
+        if (
+            server is None
+            or "503" not in retry.on
+            or self.attempts >= retry.attempts
+            or self.streamed
+            or self.head.method not in _IDEMPOTENT
+        ):
+            return False
+        others = self.pool.with_full((*self.excluded, server.index))
+        if len(others) >= len(self.pool.servers):
+            return False
+        self._detach()
+        cells = self.worker.slab.cells
+        cells[server.base + _RETRIES] += 1
+        self.excluded = (*self.excluded, server.index)
+        self.set_cookie = b""
+        self.dispatch()
+        return True
+
+    def _detach(self) -> None:
+        """Lets go of the server: a connection in the middle of an exchange can't be used again."""
+        upstream = self.upstream
+        if upstream is not None:
+            self.upstream = None
+            upstream.exchange = None
+            upstream.close()
+        server = self.server
+        if server is not None:
+            self.server = None
+            self.last_server = server.spec.name
+            server.end()
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def finish(self, reusable: bool) -> None:
+        """The response was handed to the client in full."""
+        upstream = self.upstream
+        server = self.server
+        response = self.response
+        assert upstream is not None and server is not None and response is not None
+        self.upstream = None
+        if reusable and response.keep_alive and self.request_done and not upstream.out:
+            upstream.park()
+        else:
+            upstream.exchange = None
+            upstream.close()
+        self.server = None
+        self.last_server = server.spec.name
+        server.end()
+        self.conclude(response.status, "")
+        self.client.next()
+
+    def conclude(self, status: int, reason: str) -> bool:
+        """Counts and logs the exchange, and takes it off its client; once. Returns whether it was logged."""
+        client = self.client
+        if client.exchange is not self:
+            return False
+        client.exchange = None
+        cells = self.worker.slab.cells
+        cells[_REQUESTS] += 1
+        if self.counted:
+            base = self.route.base
+            cells[base] -= 1
+            cells[base + _ROUTE_REQUESTS] += 1
+        if not self.request_done:
+            client.closing = client.unread = True
+        elif self.closing:
+            client.closing = True
+        journal = self.worker.journal
+        return journal is not None and journal.exchange(self, status, reason)
+
+    def tunnel_opened(self) -> bool:
+        """The exchange became a tunnel: its connections and its place on the server are the tunnel's now.
+        Returns whether its opening was logged."""
+        server = self.server
+        assert server is not None
+        self.server = self.upstream = None
+        self.last_server = server.spec.name
+        return self.conclude(101, "")
+
+
+_REFUSED_METHODS: Final = frozenset((b"CONNECT", b"TRACE"))
+
+
+def upgrade_fields(head: RequestHead) -> dict[bytes, bytes]:
+    """The fields that the WebSocket handshake needs, repeated ones joined with commas."""
+    fields: dict[bytes, bytes] = {}
+    for line in head.fields.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if name.startswith(b"sec-websocket-") or name in (b"content-length", b"transfer-encoding"):
+            value = value.strip(b"\t ")
+            fields[name] = fields[name] + b"," + value if name in fields else value
+    return fields

@@ -1,0 +1,211 @@
+"""Accepting: a listener's sockets as this worker serves them."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from _socket import socket as RawSocket
+from typing import TYPE_CHECKING, Final, cast
+
+from workers.contract.scoreboard import ListenerCell, WorkerCell
+from workers.contract.snapshot import ListenerSpec
+from workers.core.forwarded import TrustedProxies, plain_address
+from workers.io.downstream import Client, TlsClient
+from workers.io.tls import TlsStream
+from workers.io.tls_context import ServerContexts
+
+if TYPE_CHECKING:
+    from workers.io.worker import Worker
+
+# Connections accepted in one turn of the loop, so that a storm does not starve those that are there.
+BATCH: Final = 64
+# How long accepting rests when descriptors or memory are short: the socket stays readable, so it would spin.
+REST: Final = 0.25
+_SHORTAGE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+
+_CONNECTIONS: Final = int(ListenerCell.CONNECTIONS)
+_ACCEPTED: Final = int(ListenerCell.ACCEPTED)
+_REJECTED: Final = int(ListenerCell.REJECTED)
+_WORKER_CONNECTIONS: Final = int(WorkerCell.CONNECTIONS)
+_WORKER_ACCEPTED: Final = int(WorkerCell.ACCEPTED)
+_PAUSED: Final = int(WorkerCell.ACCEPT_PAUSED)
+
+
+class Listener:
+    """One `[listen.NAME]`: its settings of the moment, and its connections. A reload puts new settings in;
+    `version` tells a connection that what it remembered of the old ones is stale."""
+
+    __slots__ = (
+        "base",
+        "connections",
+        "others",
+        "port",
+        "scheme",
+        "spec",
+        "tls",
+        "trusted",
+        "version",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, spec: ListenerSpec, tls: ServerContexts | None) -> None:
+        self.worker = worker
+        self.connections = 0
+        self.others = 0  # connections of the other workers, as of the last tick
+        self.version = 0
+        self.base = worker.slab.listener_base(spec.slot)
+        self.port = _port(spec)
+        self.configure(spec, tls)
+
+    def configure(self, spec: ListenerSpec, tls: ServerContexts | None) -> None:
+        """Serves `spec` from now on; connections keep what they negotiated."""
+        self.spec = spec
+        self.tls = tls
+        self.scheme = b"http" if tls is None else b"https"
+        self.port = _port(spec)
+        self.trusted = TrustedProxies(spec.trusted_proxies)
+        self.version += 1
+
+    def trusts(self, address: str) -> bool:
+        """Whether the forwarding fields of `address` are believed."""
+        return bool(self.spec.trusted_proxies) and self.trusted.trusts(address)
+
+    def accepted(self, sock: RawSocket, address: object) -> None:
+        """Takes a new connection, or turns it away when there are too many."""
+        cells = self.worker.slab.cells
+        base = self.base
+        cells[base + _ACCEPTED] += 1
+        cells[_WORKER_ACCEPTED] += 1
+        if self.connections + self.others >= self.spec.limits.connections:
+            cells[base + _REJECTED] += 1
+            self.worker.log.warning(
+                "connection refused: limits.connections is reached",
+                listener=self.spec.name,
+                limit=self.spec.limits.connections,
+            )
+            sock.close()
+            return
+        self.connections += 1
+        cells[base] += 1
+        cells[_WORKER_CONNECTIONS] += 1
+        peer = plain_address(address[0]) if isinstance(address, tuple) else ""
+        if self.tls is None:
+            sock.setblocking(False)
+            client = Client(self, sock, sock.fileno(), peer)
+            self.worker.clients.add(client)
+            client.resume()
+            client.expect(self.spec.timeouts.request_head)
+        else:
+            self._accepted_tls(self.tls, sock, peer)
+
+    def _accepted_tls(self, contexts: ServerContexts, sock: RawSocket, peer: str) -> None:
+        try:
+            stream = TlsStream(cast(socket.socket, sock), contexts.default, server_side=True)
+        except OSError:  # it left before it began
+            sock.close()
+            self.closed()
+            return
+        client = TlsClient(self, stream, stream.fileno(), peer)
+        self.worker.clients.add(client)
+        client.begin()
+
+    def closed(self) -> None:
+        """A connection of this listener, or the tunnel that it became, has ended."""
+        self.connections -= 1
+        cells = self.worker.slab.cells
+        cells[self.base] -= 1
+        cells[_WORKER_CONNECTIONS] -= 1
+
+    def other_certificate(self, name: str, host: str) -> bool:
+        """Whether a TLS connection made for `name` should not be used for `host`: the certificate that it
+        got does not cover `host`, and another one of this listener does."""
+        tls = self.spec.tls
+        if tls is None or name == host:
+            return False
+        chosen = next((c for c in tls.certificates if covers(c.hosts, name)), tls.certificates[0])
+        if covers(chosen.hosts, host):
+            return False
+        return any(covers(certificate.hosts, host) for certificate in tls.certificates)
+
+
+def covers(hosts: tuple[str, ...], name: str) -> bool:
+    """Whether a certificate for `hosts` is good for `name`; a wildcard stands for exactly one label (RFC
+    9525 section 6.3)."""
+    return name in hosts or f"*.{name.partition('.')[2]}" in hosts
+
+
+def _port(spec: ListenerSpec) -> int:
+    for address in spec.bind:
+        if not address.startswith("unix:"):
+            return int(address.rpartition(":")[2])
+    return 0
+
+
+class Acceptor:
+    """One listening socket. `home` is the worker slot that it was made for."""
+
+    __slots__ = ("family", "fd", "listener", "resting", "sock", "worker")
+
+    def __init__(self, listener: Listener, fd: int) -> None:
+        self.listener = listener
+        self.worker = listener.worker
+        self.fd = fd
+        self.sock = RawSocket(fileno=fd)
+        self.sock.setblocking(False)
+        self.family = self.sock.family
+        self.resting: object | None = None
+
+    def start(self) -> None:
+        """Accepts from now on."""
+        self.worker.loop.add_reader(self.fd, self.on_readable)
+
+    def on_readable(self) -> None:
+        """Accepts what waits, a batch at the most."""
+        self._accept(BATCH)
+
+    def _accept(self, most: int) -> bool:
+        """Accepts up to `most` connections; whether the queue was emptied."""
+        accepted = self.listener.accepted
+        # socket.accept without building a socket.socket, which costs 2 us.
+        accept = self.sock._accept  # type: ignore[attr-defined]
+        family = self.family
+        for _ in range(most):
+            try:
+                fd, address = accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return True
+            except OSError as error:
+                if error.errno in _SHORTAGE:
+                    self._rest(error)
+                    return True
+                # man 2 accept: network errors of the new connection come here; the next one may be fine.
+                self.worker.log.warning("accept failed", listener=self.listener.spec.name, error=error)
+                return True
+            accepted(RawSocket(family, socket.SOCK_STREAM, 0, fd), address)
+        return False
+
+    def _rest(self, error: OSError) -> None:
+        self.worker.slab.cells[_PAUSED] += 1
+        self.worker.log.error(
+            "accepting paused: descriptors or memory are short; raise the limit of open files",
+            listener=self.listener.spec.name,
+            error=error,
+        )
+        self.worker.loop.remove_reader(self.fd)
+        self.resting = self.worker.loop.call_later(REST, self._wake)
+
+    def _wake(self) -> None:
+        self.resting = None
+        if self.fd >= 0:
+            self.start()
+
+    def close(self) -> None:
+        """Serves what is queued already, as far as it goes, and closes this worker's copy."""
+        if self.fd < 0:
+            return
+        self.worker.loop.remove_reader(self.fd)
+        for _ in range(64):
+            if self._accept(BATCH):
+                break
+        self.fd = -1
+        self.sock.close()

@@ -1,0 +1,237 @@
+"""Pools and their servers as a worker runs them: idle connections, load, choice, and the bounded queue."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from workers.contract.scoreboard import ServerCell, WorkerCell
+from workers.contract.snapshot import PoolSpec, ServerSpec
+from workers.core.balance import Policy, StickyRing, build, hash_key
+from workers.core.heads import RequestHead, field_values
+from workers.core.sticky import StickyCookie, cookie_value, query_value
+from workers.io.resolver import Address, Addresses
+
+if TYPE_CHECKING:
+    from workers.io.exchange import Exchange
+    from workers.io.upstream import Upstream
+    from workers.io.worker import Worker
+
+# Policies that compare the servers' load; the others need no scores.
+# Plain ints: an enum member costs a look-up per use.
+_REQUESTS = int(ServerCell.REQUESTS)
+# How many queued requests are looked at when a place becomes free.
+_LOOKED_AT = 32
+_SCORED = frozenset(("least-conn", "p2c", "hash"))
+
+
+class Server:
+    """One server of a pool, as this worker sees it.
+
+    `active` is this worker's own exchanges and tunnels on it, `others` the sum of all other workers' as of
+    the last tick. Outlives a reload that leaves it as it is; one that a reload removes is `retired`: its
+    exchanges end, and its connections with them.
+    """
+
+    __slots__ = (
+        "active", "addresses", "base", "idle", "index", "others", "pool", "retired", "spec", "tls", "worker",
+    )  # fmt: skip
+
+    def __init__(self, worker: Worker, pool: Pool, index: int, spec: ServerSpec) -> None:
+        self.worker = worker
+        self.pool = pool
+        self.index = index
+        self.spec = spec
+        self.base = worker.slab.server_base(spec.slot)
+        self.idle: list[Upstream] = []
+        self.active = 0
+        self.others = 0
+        self.retired = False
+        self.addresses = Addresses(worker, spec)
+        self.tls = worker.client_context(pool.spec.tls) if pool.spec.tls else None
+
+    def begin(self) -> None:
+        """One exchange or tunnel more."""
+        self.active += 1
+        cells = self.worker.slab.cells
+        cells[self.base] += 1
+        cells[self.base + _REQUESTS] += 1
+        if self.pool.scored:
+            self.pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
+
+    def end(self) -> None:
+        """One exchange or tunnel less; a queued request may take its place."""
+        self.active -= 1
+        self.worker.slab.cells[self.base] -= 1
+        pool = self.pool
+        if pool.scored:
+            pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
+        if pool.waiting:
+            pool.serve_waiting()
+
+    @property
+    def full(self) -> bool:
+        """Whether `max_connections` is reached, over all workers as far as this one knows."""
+        limit = self.spec.max_connections
+        return limit is not None and self.active >= self.worker.share(limit, self)
+
+    def park(self, connection: Upstream) -> bool:
+        """Keeps an idle connection for later; `False` when it is not wanted any more."""
+        idle = self.idle
+        if self.retired or len(idle) >= self.pool.spec.keep_alive.max_idle:
+            return False
+        idle.append(connection)
+        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] += 1
+        return True
+
+    def unpark(self, connection: Upstream) -> None:
+        """Forgets an idle connection that is closing."""
+        self.idle.remove(connection)
+        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] -= 1
+
+    def take(self) -> Upstream | None:
+        """The idle connection that was used last, if there is one."""
+        if not self.idle:
+            return None
+        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] -= 1
+        return self.idle.pop()
+
+    def retire(self) -> None:
+        """A reload took this server away (or changed it): its idle connections close."""
+        self.retired = True
+        for connection in tuple(self.idle):
+            connection.close()
+        self.addresses.close()
+
+    def address(self) -> Address | None:
+        """Where to connect to, or `None` while its name is not resolved."""
+        return self.addresses.current()
+
+
+class Pool:
+    """One pool, as this worker runs it."""
+
+    __slots__ = (
+        "_capped", "_ring", "_tickets", "cookie", "keyed", "policy", "scored", "scores", "servers", "spec",
+        "waiting", "worker",
+    )  # fmt: skip
+
+    def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
+        """`former` are servers of the same pool before a reload, with the same TLS and timeouts: those
+        that are still named stay, with their connections."""
+        self.worker = worker
+        self.spec = spec
+        self.servers: list[Server] = []
+        self.scored = spec.balance in _SCORED
+        self.scores = [1.0 / server.weight for server in spec.servers]
+        self._capped = any(server.max_connections is not None for server in spec.servers)
+        for index, server_spec in enumerate(spec.servers):
+            server = former.pop(server_spec, None)
+            if server is None:
+                server = Server(worker, self, index, server_spec)
+            self.servers.append(server)
+        usable = range(len(self.servers))
+        self.policy: Policy = build(spec, usable)
+        self._ring = StickyRing(spec, usable) if spec.sticky and spec.sticky.kind != "cookie" else None
+        self.cookie = (
+            StickyCookie(spec.sticky.name, spec.sticky.key, spec.name, spec.servers)
+            if spec.sticky and spec.sticky.kind == "cookie"
+            else None
+        )
+        self.keyed = spec.sticky is not None or spec.balance == "hash"
+        self.waiting: deque[Exchange] = deque()
+        self._tickets = worker.slot * 7919  # workers do not start at the same server all at once
+
+    def adopt(self) -> None:
+        """Takes over the servers that stay; at commit, since until then their old pool serves."""
+        for index, server in enumerate(self.servers):
+            server.pool = self
+            server.index = index
+        self.refresh()
+
+    @property
+    def watched(self) -> bool:
+        """Whether the other workers' figures matter to this pool."""
+        return self.scored or self._capped
+
+    def find_keys(self, head: RequestHead, address: str) -> tuple[int | None, int | None, int]:
+        """What a request is balanced and stuck by: (hash for the policy, hash for the sticky ring, server
+        that its cookie names or -1). `address` is the client's, as far as it is believed."""
+        spec = self.spec
+        key = ring_key = None
+        stuck = -1
+        if spec.balance == "hash":
+            value = _value(head, spec.hash_on.kind, spec.hash_on.name.encode("latin-1"), address)
+            key = None if value is None else hash_key(value)
+        if self.cookie is not None:
+            cookies = field_values(head.fields, b"cookie")
+            if cookies:
+                stuck = self.cookie.lookup(b"; ".join(cookies))
+        elif spec.sticky is not None:
+            value = _value(head, spec.sticky.kind, spec.sticky.name.encode("latin-1"), address)
+            ring_key = None if value is None else hash_key(value)
+        return key, ring_key, stuck
+
+    def choose(self, key: int | None, ring_key: int | None, excluded: Collection[int]) -> Server | None:
+        """The server for a request, or `None` where all are excluded; the keys are those of `find_keys`."""
+        if ring_key is not None and self._ring is not None:
+            index = self._ring.pick(ring_key, excluded)
+        else:
+            if key is None:
+                self._tickets = key = self._tickets + 1
+                if self.spec.balance != "round-robin":
+                    key = self.worker.random_bits(64)
+            index = self.policy.pick(key, self.scores, excluded)
+        return self.servers[index] if index >= 0 else None
+
+    def with_full(self, excluded: tuple[int, ...]) -> tuple[int, ...]:
+        """`excluded`, and with it the servers that are at `max_connections`."""
+        if not self._capped:
+            return excluded
+        full = tuple(server.index for server in self.servers if server.full and server.index not in excluded)
+        return excluded + full
+
+    def refresh(self) -> None:
+        """Takes in what the other workers have on the servers; once a tick, off the request path."""
+        for server in self.servers:
+            base = server.base
+            total = 0
+            for cells in self.worker.sibling_cells():
+                total += cells[base]
+            server.others = total
+            self.scores[server.index] = (server.active + total + 1) / server.spec.weight
+        if self.waiting:
+            self.serve_waiting()
+
+    def serve_waiting(self) -> None:
+        """Lets queued requests go on, first come first served, as far as there is room."""
+        waiting = self.waiting
+        # One that is stuck to a full server must not hold up the others, nor may they all be asked.
+        for _ in range(min(len(waiting), _LOOKED_AT)):
+            exchange = waiting.popleft()
+            if not exchange.leave_queue():
+                waiting.append(exchange)
+                if not self.keyed:
+                    waiting.rotate(1)
+                    return
+
+    def retire(self, kept: Collection[Server]) -> None:
+        """A reload replaced this pool: servers that are not `kept` go."""
+        for server in self.servers:
+            if server not in kept:
+                server.retire()
+
+
+def _value(head: RequestHead, kind: str, name: bytes, address: str) -> bytes | None:
+    """What of a request `hash_on` or `sticky` names; `None` where the request has it not."""
+    if kind == "ip":
+        return address.encode("ascii")
+    if kind == "path":
+        return head.path
+    if kind == "query":
+        return query_value(head.target, name)
+    values = field_values(head.fields, b"cookie" if kind == "cookie" else name.lower())
+    if kind == "cookie":
+        return cookie_value(b"; ".join(values), name) if values else None
+    return values[0] if values else None

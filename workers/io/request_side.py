@@ -1,0 +1,158 @@
+"""The client's half of an exchange: its body, framed and passed on in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError
+from workers.core.framing import ChunkedBody
+from workers.core.heads import CHUNKED, Buffer
+
+if TYPE_CHECKING:
+    from workers.core.heads import RequestHead, ResponseHead
+    from workers.io.downstream import Client
+    from workers.io.plan import Route
+    from workers.io.pool import Pool, Server
+    from workers.io.upstream import Upstream
+    from workers.io.worker import Worker
+
+
+class RequestSide:
+    """All that an exchange holds, and the work on the request's body."""
+
+    __slots__ = (
+        "attempts", "body", "body_left", "chunking", "client", "closing", "counted", "excluded", "failure",
+        "first", "fresh", "head", "key", "last_server", "pool", "queued", "received", "request_done",
+        "request_id", "response", "response_body", "response_left", "ring_key", "route", "routed", "sent",
+        "sent_at", "server", "set_cookie", "started", "streamed", "stuck", "upstream",
+        "websocket_key", "worker",
+    )  # fmt: skip
+
+    client: Client
+    worker: Worker
+    head: RequestHead
+    route: Route  # once `routed`
+    routed: bool
+    pool: Pool
+    server: Server | None
+    upstream: Upstream | None
+    last_server: str  # name of the server that was asked last, for the log
+    counted: bool  # whether the route's gauge counts this exchange
+    first: bytes  # the upstream head with the first piece of the body
+    streamed: bool  # whether more than `first` was passed on: it can't be sent again then
+    fresh: bool  # whether only a new connection will do
+    attempts: int
+    excluded: tuple[int, ...]  # servers that were tried
+    stuck: int  # the server that the sticky cookie names, or -1
+    key: int | None  # hash of what the balancing goes by
+    ring_key: int | None  # hash of what the request is stuck by
+    websocket_key: bytes  # Sec-WebSocket-Key of a handshake
+    set_cookie: bytes  # value of the Set-Cookie field to add
+    queued: bool
+    failure: ProxyError | None
+    body: ChunkedBody | None
+    body_left: int  # bytes of a counted body that have not come
+    request_done: bool
+    response: ResponseHead | None  # the final one
+    response_body: ChunkedBody | None
+    response_left: int
+    chunking: bool  # whether the response gets chunked here
+    closing: bool  # whether the client's connection ends with this exchange
+    received: int  # bytes from the client
+    sent: int  # bytes to the client
+    request_id: bytes
+    started: float  # monotonic seconds
+    sent_at: float
+
+    # What binds the two sides (`Exchange`) is called from both.
+
+    def upstream_failed(self, error: ProxyError) -> None:
+        """The server, or the way to it, failed."""
+        raise NotImplementedError
+
+    def truncated(self, error: ProxyError) -> None:
+        """The response can't be completed."""
+        raise NotImplementedError
+
+    def try_next(self) -> bool:
+        """Whether a 503 was answered by asking another server."""
+        raise NotImplementedError
+
+    def finish(self, reusable: bool) -> None:
+        """The response is complete."""
+        raise NotImplementedError
+
+    def tunnel_opened(self) -> bool:
+        """The exchange became a tunnel; whether that was logged."""
+        raise NotImplementedError
+
+    def begin_body(self, buffer: Buffer, start: int, end: int) -> tuple[int, bytes]:
+        """Takes what is there of the body; returns where it ends and the bytes to send."""
+        head = self.head
+        limit = self.client.listener.spec.limits.body_bytes
+        if head.length == CHUNKED:
+            self.body = ChunkedBody(side="client")
+            consumed = self._scan(buffer, start, end)
+            data = b"".join([bytes(buffer[a:b]) for a, b in self.body.spans])
+        else:
+            if head.length > limit:
+                raise ProxyError(errors.BODY_TOO_LARGE, detail=f"{head.length} bytes, the limit is {limit}")
+            consumed = min(end, start + head.length)
+            self.body_left = head.length - (consumed - start)
+            self.request_done = not self.body_left
+            data = bytes(buffer[start:consumed])
+        self.received += consumed - start
+        return consumed, data
+
+    def _scan(self, buffer: Buffer, start: int, end: int) -> int:
+        body = self.body
+        assert body is not None
+        consumed = body.feed(buffer, start, end)
+        limit = self.client.listener.spec.limits.body_bytes
+        if body.payload > limit:
+            raise ProxyError(errors.BODY_TOO_LARGE, detail=f"over the limit of {limit} bytes")
+        self.request_done = body.done
+        return consumed
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client must not be read now: the server is not there yet, or is slow."""
+        upstream = self.upstream
+        return upstream is None or upstream.connecting or bool(upstream.out)
+
+    def more_body(self, buffer: Buffer, end: int) -> int:
+        """Passes on what `buffer[:end]` has of the body; returns where it ends. Raises `ProxyError`."""
+        upstream = self.upstream
+        assert upstream is not None
+        view = memoryview(buffer)
+        self.streamed = True
+        self.first = b""
+        if self.body is not None:
+            consumed = self._scan(buffer, 0, end)
+            for a, b in self.body.spans:
+                upstream.send(view[a:b])
+        else:
+            consumed = min(end, self.body_left)
+            self.body_left -= consumed
+            self.request_done = not self.body_left
+            upstream.send(view[:consumed])
+        self.received += consumed
+        timeouts = self.pool.spec.timeouts
+        if self.request_done:
+            if self.response is None and not upstream.out:
+                upstream.expect(timeouts.response_head)
+        elif not upstream.out:
+            # Nobody can answer what did not come: the client's clock runs, not the server's.
+            upstream.expect(timeouts.response_head)
+        return consumed
+
+    def upstream_drained(self) -> None:
+        """The server took what was left over."""
+        upstream = self.upstream
+        if upstream is None:
+            return
+        timeouts = self.pool.spec.timeouts
+        upstream.expect(timeouts.response_head if self.response is None else timeouts.body_idle)
+        if not self.request_done:
+            self.client.resume_body()

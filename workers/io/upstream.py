@@ -1,0 +1,261 @@
+"""A connection to a server: connect, send, read, idle, and the proof whether a request ever got there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from _socket import socket as RawSocket
+from typing import TYPE_CHECKING, Final, cast
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError, Retry
+from workers.contract.scoreboard import ServerCell
+from workers.io.endpoint import Endpoint
+from workers.io.tls import Handshake, Stream, TlsStream
+
+if TYPE_CHECKING:
+    from workers.io.exchange import Exchange
+    from workers.io.pool import Server
+
+_CONNECTIONS: Final = int(ServerCell.CONNECTIONS)
+_STREAM: Final = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_NODELAY: Final = int(socket.TCP_NODELAY)
+# struct tcp_info of linux/tcp.h: tcpi_bytes_acked.
+_BYTES_ACKED: Final = struct.Struct("=120xQ")
+
+
+class Upstream(Endpoint):
+    """One connection to one server; serves one exchange at a time, and waits idle between them."""
+
+    __slots__ = ("broken", "connecting", "exchange", "held", "mark", "reused", "server", "total")
+
+    sock: Stream
+
+    def __init__(self, server: Server, sock: RawSocket, exchange: Exchange) -> None:
+        super().__init__(server.worker, sock, sock.fileno())
+        self.server = server
+        self.exchange: Exchange | None = exchange
+        self.held = b""  # the beginning of a response head that is not complete
+        self.connecting = True
+        self.reused = False  # whether an exchange before this one used it
+        self.broken = False  # whether sending failed: what the server said before may still be read
+        self.total = 0  # bytes handed to the socket
+        self.mark = 0  # `total` before the current exchange
+        self.worker.slab.cells[server.base + _CONNECTIONS] += 1
+
+    # --- connecting ----------------------------------------------------------------------------------
+
+    def start(self, sockaddr: object) -> None:
+        """Connects without waiting; the exchange hears `connected` or `upstream_failed`."""
+        result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
+        if result == 0:
+            self._established()
+        elif result == errno.EINPROGRESS:
+            self.writing = True
+            self.worker.loop.add_writer(self.fd, self._on_connected)
+            self.expect(self.server.pool.spec.timeouts.connect)
+        else:  # EAGAIN is a Unix socket whose accept queue is full
+            self._connect_failed(os.strerror(result))
+
+    def _on_connected(self) -> None:
+        result = cast(RawSocket, self.sock).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result:
+            self._connect_failed(os.strerror(result))
+        else:
+            self._established()
+
+    def _established(self) -> None:
+        self.connecting = False
+        self.unwatch_writing()
+        self.resume()
+        if self.exchange is not None:
+            self.exchange.connected()
+
+    def _connect_failed(self, detail: str) -> None:
+        self._fail(ProxyError(errors.CONNECT_FAILED, side="upstream", retry=Retry.SAFE, detail=detail))
+
+    def _fail(self, error: ProxyError) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.upstream_failed(error)
+        else:
+            self.close()
+
+    # --- an exchange ---------------------------------------------------------------------------------
+
+    def attach(self, exchange: Exchange) -> None:
+        """An idle connection serves again."""
+        self.exchange = exchange
+        self.reused = True
+        self.mark = self.total
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Sends a piece of the request; what a broken connection can't take is dropped, since its server
+        has stopped reading, and the response (or the reset) is still to come."""
+        if self.broken:
+            return
+        self.total += len(data)
+        self.write(data)
+
+    def on_readable(self) -> None:
+        exchange = self.exchange
+        worker = self.worker
+        if exchange is None:
+            # An idle connection speaks only to close; anything else would answer a question not asked.
+            self.close()
+            return
+        if exchange.client.out:
+            self.pause()  # the client is slow; it resumes us
+            return
+        try:
+            size = self.sock.recv_into(worker.buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            exchange.upstream_lost(error)
+            return
+        if size == 0:
+            self.pause()
+            exchange.upstream_lost(None)
+            return
+        exchange.receive(size)
+
+    def on_drained(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_drained()
+
+    def on_blocked(self) -> None:
+        self.expect(self.server.pool.spec.timeouts.body_idle)
+
+    def on_error(self, error: OSError) -> None:
+        self.broken = True
+        self.out = b""
+        self.unwatch_writing()
+        if self.exchange is not None:
+            self.exchange.upstream_drained()
+
+    def on_deadline(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.close()
+        elif self.connecting:
+            refusal = errors.CONNECT_TIMEOUT
+            exchange.upstream_failed(ProxyError(refusal, side="upstream", retry=Retry.SAFE))
+        else:
+            exchange.upstream_timeout()
+
+    def nothing_received(self) -> bool:
+        """Whether the kernel proves that no byte of the current exchange reached the server: none of them
+        was acknowledged (one more is counted for SYN). Only for plain TCP; `False` when not provable."""
+        if self.secure or self.server.spec.path is not None or self.fd < 0:
+            return False
+        try:
+            info = cast(RawSocket, self.sock).getsockopt(_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        except OSError:
+            return False
+        if len(info) < _BYTES_ACKED.size:
+            return False  # an old kernel
+        (acknowledged,) = _BYTES_ACKED.unpack(info)
+        return bool(acknowledged <= self.mark + 1)
+
+    def park(self) -> None:
+        """The exchange is over and the connection clean: wait for the next, or close."""
+        self.exchange = None
+        if self.fd < 0:
+            return
+        self.resume()
+        if self.server.park(self):
+            self.expect(self.server.pool.spec.keep_alive.idle)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            server = self.server
+            self.worker.slab.cells[server.base + _CONNECTIONS] -= 1
+            if self.exchange is None and self in server.idle:
+                server.unpark(self)
+            super().close()
+
+    def release(self) -> Stream:
+        self.worker.slab.cells[self.server.base + _CONNECTIONS] -= 1
+        return super().release()
+
+
+class TlsUpstream(Upstream):
+    """A connection to a server that speaks TLS."""
+
+    __slots__ = ()
+
+    sock: TlsStream
+
+    def _established(self) -> None:
+        context = self.server.tls
+        assert context is not None
+        self.unwatch_writing()
+        try:
+            self.sock = self.worker.client_stream(context, cast(RawSocket, self.sock), self.server)
+        except OSError as error:
+            self._tls_failed(error)
+            return
+        self.secure = True
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        loop = self.worker.loop
+        try:
+            wants = self.sock.handshake()
+        except OSError as error:
+            self._tls_failed(error)
+            return
+        if wants is Handshake.WANT_WRITE:
+            self.writing = True
+            loop.add_writer(self.fd, self._shake_hands)
+            return
+        self.unwatch_writing()
+        if wants is Handshake.WANT_READ:
+            self.reading = True
+            loop.add_reader(self.fd, self._shake_hands)
+            return
+        self.reading = False  # `resume` puts the real reader in the place of the handshake's
+        super()._established()
+
+    def _tls_failed(self, error: OSError) -> None:
+        self._fail(ProxyError(errors.UPSTREAM_TLS, side="upstream", retry=Retry.SAFE, detail=str(error)))
+
+    def on_readable(self) -> None:
+        super().on_readable()
+        # The kernel knows nothing of what OpenSSL holds already.
+        while self.fd >= 0 and self.reading and self.sock.pending():
+            super().on_readable()
+
+    def resume(self) -> None:
+        super().resume()
+        if self.fd >= 0 and not self.connecting and self.sock.pending():
+            self.worker.loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.fd >= 0 and self.reading and self.sock.pending():
+            self.on_readable()
+
+
+def connect(exchange: Exchange, server: Server) -> None:
+    """Opens a connection to `server` for `exchange`."""
+    address = server.address()
+    if address is None:
+        server.addresses.wait(exchange.resolved)
+        return
+    family, sockaddr = address
+    try:
+        sock = RawSocket(family, _STREAM)
+    except OSError as error:  # EMFILE, ENFILE, ENOMEM: ours, not the server's
+        exchange.upstream_failed(ProxyError(errors.CONNECT_FAILED, side="upstream", detail=str(error)))
+        return
+    if family != socket.AF_UNIX:
+        sock.setsockopt(_TCP, _NODELAY, 1)
+    upstream = (Upstream if server.tls is None else TlsUpstream)(server, sock, exchange)
+    exchange.upstream = upstream
+    upstream.start(sockaddr)

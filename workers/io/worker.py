@@ -1,0 +1,324 @@
+"""A worker: one event loop, its connections, and its half of the channel to the master."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Coroutine, Iterable
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from workers.contract import messages, snapshot
+from workers.contract.errorlog import ErrorLog
+from workers.contract.scoreboard import Scoreboard, WorkerCell
+from workers.core.forwarded import request_ids
+from workers.core.wheel import NEVER, TICK, Wheel
+from workers.io.journal import Journal
+from workers.io.listening import Acceptor, Listener
+from workers.io.plan import Plan, PlanError, Prepared
+from workers.io.tls import TlsStream
+from workers.io.tls_context import TlsSetupError, client_context, server_name
+
+if TYPE_CHECKING:
+    import ssl
+    from _socket import socket as RawSocket
+
+    from workers.contract.snapshot import UpstreamTls
+    from workers.io.downstream import Client
+    from workers.io.pool import Server
+    from workers.io.tunnel import Tunnel
+
+BUFFER: Final = 256 * 1024
+NANOSECONDS: Final = 1_000_000_000
+
+
+class Worker:
+    """All that the connections of one worker share. `now` is the coarse clock: monotonic seconds as of the
+    last tick, good for timeouts and nothing else."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, slot: int, channel: socket.socket, board: Scoreboard
+    ) -> None:
+        self.loop = loop
+        self.slot = slot
+        self.channel = channel
+        self.board = board
+        self.slab = board.slab(slot)
+        self._slabs = board.slabs()
+        self.buffer = bytearray(BUFFER)
+        self.view = memoryview(self.buffer)
+        self.now = time.monotonic()
+        self.wheel = Wheel(self.now)
+        self.log = ErrorLog(f"worker {slot}")
+        self.random_bits = random.Random().getrandbits
+        self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
+        self.current: Plan | None = None
+        self.clients: set[Client] = set()
+        self.tunnels: set[Tunnel] = set()
+        self.listeners: dict[str, Listener] = {}
+        self.acceptors: list[Acceptor] = []
+        self.journal: Journal | None = None
+        self.stopping = False
+        self.finished: asyncio.Future[int] = loop.create_future()
+        self._deadline = NEVER
+        self._siblings: list[memoryview] = []
+        self._tick_at = loop.time() + TICK
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._attached: list[tuple[object, int]] = []
+        self._prepared: Prepared | None = None
+        self._date = ""
+        self._date_at = 0
+
+    # --- what connections ask for --------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The configuration that is served."""
+        assert self.current is not None
+        return self.current
+
+    def share(self, limit: int, server: Server) -> int:
+        """How many of `limit` exchanges on `server` may be this worker's: what the others leave."""
+        return max(0, limit - server.others)
+
+    def sibling_cells(self) -> list[memoryview]:
+        """The cells of the workers that are or were there besides this one."""
+        return self._siblings
+
+    def date(self) -> str:
+        """Now, as an IMF-fixdate (RFC 9110 section 5.6.7)."""
+        now = int(time.time())
+        if now != self._date_at:
+            self._date_at = now
+            self._date = formatdate(now, usegmt=True)
+        return self._date
+
+    def start_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a coroutine of the cold path; held until it is done, and a failure of it is logged."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("task failed", error=repr(error))
+
+    def client_context(self, tls: UpstreamTls) -> ssl.SSLContext:
+        """The TLS context for the servers of a pool. Raises `TlsSetupError`."""
+        return client_context(tls)
+
+    def client_stream(self, context: ssl.SSLContext, sock: RawSocket, server: Server) -> TlsStream:
+        """TLS on a fresh connection to `server`. Raises `OSError` where the peer is gone already."""
+        spec = server.pool.spec.tls
+        assert spec is not None
+        return TlsStream(
+            cast(socket.socket, sock),
+            context,
+            server_side=False,
+            server_name=server_name(spec, server.spec.host),
+        )
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to listen to the master, and tells it so."""
+        self.slab.clear_gauges(self.board.capacity)
+        cells = self.slab.cells
+        cells[WorkerCell.PID] = os.getpid()
+        cells[WorkerCell.GENERATION] = 0
+        self._tick()
+        self.loop.add_reader(self.channel.fileno(), self._on_channel)
+        self._say(messages.Ready(pid=os.getpid()))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.now = now
+        cells = self.slab.cells
+        cells[WorkerCell.HEARTBEAT] = int(now * NANOSECONDS)
+        late = self.loop.time() - self._tick_at
+        cells[WorkerCell.LAG] = max(0, int(late * NANOSECONDS))
+        self._tick_at = self.loop.time() + TICK
+        self.loop.call_later(TICK, self._tick)
+        self.wheel.advance(now)
+        if self.current is not None:
+            self._look_around(self.current)
+        if self.journal is not None:
+            cells[WorkerCell.LOG_DROPPED] = self.journal.dropped
+        if self.stopping:
+            self._look_for_end(now)
+
+    def _look_around(self, plan: Plan) -> None:
+        """Takes in the other workers' figures, off the request path."""
+        self._siblings = [
+            other.cells
+            for index, other in enumerate(self._slabs)
+            if index != self.slot and other.cells[WorkerCell.HEARTBEAT]
+        ]
+        for pool in plan.watched:
+            pool.refresh()
+        for listener in self.listeners.values():
+            listener.others = sum(cells[listener.base] for cells in self._siblings)
+
+    # --- the channel ---------------------------------------------------------------------------------
+
+    def _say(self, message: messages.AnyMessage) -> None:
+        try:
+            messages.send(self.channel, message)
+        except BlockingIOError:
+            # The master reads each message in its turn; a queue that is full means that it hangs.
+            self.log.error("message to the master lost: its queue is full", message=type(message).__name__)
+        except OSError as error:
+            self.log.warning("message to the master not sent", message=type(message).__name__, error=error)
+
+    def _on_channel(self) -> None:
+        try:
+            received = messages.receive(self.channel)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._orphaned(str(error))
+            return
+        if received is None:
+            self._orphaned("the channel was closed")
+            return
+        message, fds = received
+        self._obey(message, fds)
+
+    def _obey(self, message: messages.AnyMessage, fds: list[int]) -> None:
+        match message:
+            case messages.Attach(roles=roles):
+                self._attached.extend(zip(roles, fds, strict=True))
+            case messages.Prepare(generation=generation, roles=roles):
+                self._attached.extend(zip(roles, fds, strict=True))
+                self._prepare(generation)
+            case messages.Commit(generation=generation):
+                self._commit(generation)
+            case messages.Abort():
+                self._abort()
+            case messages.ReopenLogs():
+                self._reopen(fds)
+            case messages.Stop(grace=grace):
+                self.stop(grace)
+            case _:
+                self.log.error("message that a worker does not know", message=type(message).__name__)
+
+    def _prepare(self, generation: int) -> None:
+        self._abort_prepared()
+        roles, self._attached = self._attached, []
+        try:
+            prepared = Prepared(self, _read_snapshot(roles), roles)
+        except (PlanError, TlsSetupError, snapshot.SnapshotError, OSError) as error:
+            _close_all(fd for _, fd in roles)
+            self._say(messages.Refused(generation=generation, error=str(error)))
+            return
+        _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
+        self._prepared = prepared
+        self._say(messages.Prepared(generation=generation))
+
+    def _commit(self, generation: int) -> None:
+        prepared = self._prepared
+        if prepared is None or prepared.snapshot.generation != generation:
+            self.log.error("commit of what was not prepared", generation=generation)
+            return
+        self._prepared = None
+        self.acceptors = prepared.commit(self.listeners, self.acceptors)
+        self.current = prepared.plan
+        self._set_journal(prepared)
+        cells = self.slab.cells
+        cells[WorkerCell.GENERATION] = generation
+        cells[WorkerCell.LISTENERS] = len(self.acceptors)
+        self._say(messages.Committed(generation=generation))
+
+    def _set_journal(self, prepared: Prepared) -> None:
+        spec = prepared.snapshot.access_log
+        former = self.journal
+        if prepared.log_fd < 0:
+            self.journal = None
+            if former is not None:
+                former.finish()
+        elif former is None:
+            self.journal = Journal(self, prepared.log_fd, spec)
+        else:
+            former.reconfigure(prepared.log_fd, spec)
+
+    def _abort(self) -> None:
+        self._abort_prepared()
+        _close_all(fd for _, fd in self._attached)
+        self._attached = []
+
+    def _abort_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            _close_all(fd for _, fd in prepared.sockets)
+            if prepared.log_fd >= 0:
+                os.close(prepared.log_fd)
+
+    def _reopen(self, fds: list[int]) -> None:
+        if self.journal is not None and len(fds) == 1:
+            self.journal.reopen(fds[0])
+        else:
+            _close_all(fds)
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def _orphaned(self, why: str) -> None:
+        """The master is gone: no new connections, and what is there may live on for `drain.hard_stop`."""
+        self.log.warning("the master is gone; draining", why=why)
+        self.loop.remove_reader(self.channel.fileno())
+        self._abort()
+        plan = self.current
+        self.stop(plan.snapshot.drain.hard_stop if plan is not None else 0.0)
+
+    def stop(self, grace: float) -> None:
+        """Accepts what is queued and nothing more, ends what is in flight, and leaves after `grace` seconds
+        at the latest. A second call changes the grace."""
+        self._deadline = time.monotonic() + grace
+        if not self.stopping:
+            self.stopping = True
+            for acceptor in self.acceptors:
+                acceptor.close()
+            self.acceptors = []
+            self.slab.cells[WorkerCell.LISTENERS] = 0
+            for client in tuple(self.clients):
+                client.stop()
+        self._look_for_end(time.monotonic())
+
+    def _look_for_end(self, now: float) -> None:
+        if now >= self._deadline:
+            for tunnel in tuple(self.tunnels):
+                tunnel.stop()
+            for client in tuple(self.clients):
+                client.abandon()
+        if not self.clients and not self.tunnels and not self.finished.done():
+            self.finished.set_result(0)
+
+    def close(self) -> None:
+        """Lets go of what is left when the loop has ended: idle connections, the log, running look-ups."""
+        if self.current is not None:
+            for pool in self.current.pools.values():
+                pool.retire(())
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self.journal is not None:
+            self.journal.close()
+        self.log.flush()
+
+
+_READ_AT_ONCE: Final = (messages.SnapshotFd, messages.CertificateFd)
+
+
+def _read_snapshot(roles: list[tuple[object, int]]) -> snapshot.Snapshot:
+    for role, fd in roles:
+        if isinstance(role, messages.SnapshotFd):
+            return snapshot.decode(os.pread(fd, os.fstat(fd).st_size, 0))
+    raise PlanError("no snapshot came with the configuration")
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

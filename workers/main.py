@@ -1,0 +1,25 @@
+"""What the launcher calls in a forked child: the event loop of one worker."""
+
+from __future__ import annotations
+
+import socket
+
+import uvloop
+
+from workers.contract.scoreboard import Scoreboard
+from workers.io.worker import Worker
+
+
+def run(slot: int, channel: socket.socket, board: Scoreboard) -> int:
+    """Serves until the master says stop, or is gone; returns the exit status.
+
+    The launcher has reset the signals, closed foreign descriptors and dropped privileges before.
+    """
+    loop = uvloop.new_event_loop()
+    worker = Worker(loop, slot, channel, board)
+    try:
+        worker.start()
+        return loop.run_until_complete(worker.finished)
+    finally:
+        worker.close()
+        loop.close()
