@@ -32,7 +32,7 @@ def ask(request: Request, config: pathlib.Path | None, admin: str | None, timeou
     """
     place = _place(config, admin)
     if config is not None:
-        request = msgspec.structs.replace(request, config=str(config.resolve()))
+        request = msgspec.structs.replace(request, config=str(config.absolute()))
     try:
         answer = _exchange(place, request, timeout)
     except TimeoutError:

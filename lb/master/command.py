@@ -19,6 +19,7 @@ MAX_CLIENTS: Final = 16
 MAX_REQUEST: Final = 4096
 _READ_TIMEOUT: Final = 5.0
 _WRITE_TIMEOUT: Final = 5.0
+_ACCEPT_PAUSE: Final = 1.0
 _BACKLOG: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 
@@ -63,11 +64,20 @@ class CommandServer:
         for client in list(self._clients):
             client.close()
 
+    def _resume(self) -> None:
+        if self._listening.fileno() >= 0:
+            self._loop.watch(self._listening.fileno(), READ, self._accept)
+
     def _accept(self, _events: int) -> None:
         try:
             connection, _ = self._listening.accept()
+        except BlockingIOError:
+            return
         except OSError:
-            return  # gone again, or no descriptors: the client's connect ends or waits
+            # No descriptors: the socket would stay ready and the loop spin.
+            self._loop.forget(self._listening.fileno())
+            self._loop.later(_ACCEPT_PAUSE, self._resume)
+            return
         if len(self._clients) >= MAX_CLIENTS or not _is_trusted(connection):
             connection.close()
             return

@@ -92,6 +92,11 @@ class Fleet:
                 kept.append(slot)
         return tuple(sorted(kept))
 
+    @property
+    def capacity(self) -> int:
+        """The most workers that there can be."""
+        return self._board.capacity.workers
+
     def switch(self, deployment: Deployment, active: tuple[int, ...]) -> None:
         """Makes `deployment` what is served from now on: starts what is missing in `active` and retires
         what is not in it. Workers that serve already are the caller's to tell."""
@@ -124,7 +129,7 @@ class Fleet:
         """Tells `worker` to leave; it is not replaced."""
         worker.phase = Phase.LEAVING
         worker.send(Stop(grace=grace))
-        self._loop.later(grace + _LATE_AFTER, lambda: self._kill_if_there(worker, LATE))
+        self._loop.later(grace + _LATE_AFTER, lambda: self.kill(worker, LATE))
 
     def stop_all(self, grace: float) -> None:
         """Tells everybody to leave within `grace` seconds; nobody is replaced any more."""
@@ -199,17 +204,14 @@ class Fleet:
             self.on_empty()
 
     def kill(self, worker: WorkerProcess, cause: str) -> None:
-        """Ends `worker` at once; `cause` is what its end is counted as."""
-        worker.cause = worker.cause or cause
-        worker.signal(signal.SIGKILL)
-
-    def _kill_if_there(self, worker: WorkerProcess, cause: str) -> None:
+        """Ends `worker` at once, where it is still there; `cause` is what its end is counted as."""
         if self.workers.get(worker.slot) is worker:
-            self.kill(worker, cause)
+            worker.cause = worker.cause or cause
+            worker.signal(signal.SIGKILL)
 
     def _kill_if_loading(self, worker: WorkerProcess) -> None:
         if worker.phase in (Phase.STARTING, Phase.LOADING):
-            self._kill_if_there(worker, LATE)
+            self.kill(worker, LATE)
 
     # --- what workers say ------------------------------------------------------------------------------
 
@@ -249,6 +251,8 @@ class Fleet:
                 self._reject(worker, message.error)
             case Committed():
                 worker.phase = Phase.SERVING
+                fields = {"slot": worker.slot, "pid": worker.pid, "generation": message.generation}
+                self._log.info("worker serves", **fields)
                 if self.observer is not None:
                     self.observer.serving(worker)
 
@@ -256,7 +260,7 @@ class Fleet:
         self._log.error("worker can't serve the configuration", slot=worker.slot, pid=worker.pid, error=why)
         if self.observer is not None:
             self.observer.failed(worker, why)
-        self._kill_if_there(worker, REFUSED)
+        self.kill(worker, REFUSED)
 
     def _broken(self, worker: WorkerProcess, why: str) -> None:
         """The channel is of no use any more: an ending process, or one that must be ended."""
@@ -266,7 +270,7 @@ class Fleet:
         self._loop.later(_DUMP_TIME, lambda: self._report_broken(worker, why))
 
     def _report_broken(self, worker: WorkerProcess, why: str) -> None:
-        if self.workers.get(worker.slot) is worker:
+        if self.workers.get(worker.slot) is worker and not worker.cause:
             self._log.error("worker can't be talked to", slot=worker.slot, pid=worker.pid, reason=why)
             self.kill(worker, CHANNEL)
 
@@ -288,4 +292,4 @@ class Fleet:
         self._log.error("worker is wedged", slot=worker.slot, pid=worker.pid, silent=round(worker.quiet, 1))
         worker.cause = WEDGED
         worker.signal(signals.DUMP_STACKS)
-        self._loop.later(_DUMP_TIME, lambda: self._kill_if_there(worker, WEDGED))
+        self._loop.later(_DUMP_TIME, lambda: self.kill(worker, WEDGED))

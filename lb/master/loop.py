@@ -56,7 +56,7 @@ class Loop:
             self._selector.register(fd, events, callback)
 
     def forget(self, fd: int) -> None:
-        """Stops watching `fd`; to be called before it is closed."""
+        """Stops watching `fd`, where it is watched; to be called before it is closed."""
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 

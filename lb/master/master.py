@@ -18,7 +18,7 @@ from lb.master.fleet import Fleet
 from lb.master.holdings import Holdings
 from lb.master.loop import READ, Loop
 from lb.master.notify import Notifier
-from lb.master.reload import Reloader, Step
+from lb.master.reload import PREPARE_DEADLINE, Reloader, Step
 from lb.master.report import Outcome, Reply, Request, StatusReport
 from lb.master.spawn import Run, Spawned
 from lb.master.supervision import LATE
@@ -32,10 +32,18 @@ _AT_ONCE: Final = 0.5  # how long an immediate stop may take
 class Master:
     """One load balancer. Made, it holds its addresses; `run` forks and serves."""
 
-    def __init__(self, path: pathlib.Path, version: str, run_worker: Run | None = None) -> None:
-        """`path` is the configuration file. Raises `ConfigErrors` or `StartError`; nothing is left
+    def __init__(
+        self,
+        path: pathlib.Path,
+        version: str,
+        run_worker: Run | None = None,
+        prepare_deadline: float = PREPARE_DEADLINE,
+    ) -> None:
+        """`path` is the configuration file; `prepare_deadline` is what workers get to prepare a reload,
+        in seconds. Raises `ConfigErrors` or `StartError`; nothing is left
         behind then."""
-        self._path = path.resolve()
+        # Not resolved: where a deployment swaps a symbolic link, a reload reads what it names then.
+        self._path = path.absolute()
         self._version = version
         self._started = time.monotonic()
         self._state = "starting"
@@ -47,20 +55,22 @@ class Master:
         first = plans.read(self._path, plans.first_state(), 1, lambda _kind, _row: False)
         self._user = spawn.identity(first.config.process.user)
         self._run_worker = run_worker or spawn.preload()
-        self._holdings = Holdings(self._path, first)
         self._board = _scoreboard()
+        self._holdings = Holdings(self._path, first)
         self._notifier = Notifier.from_environment(
             lambda error: self._log.warning("systemd can't be notified", error=error)
         )
-        self._wire()
+        self._wire(prepare_deadline)
 
-    def _wire(self) -> None:
+    def _wire(self, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
         self._loop = loop = Loop(lambda error: log.error("fault in the master", error=error))
         self._fleet = Fleet(loop, log, self._board, holdings.listeners, self._spawn, holdings.deployment)
         self._fleet.on_empty = loop.stop
         self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
-        self._reloader = Reloader(loop, log, self._path, self._fleet, holdings.listeners, self._in_use)
+        self._reloader = Reloader(
+            loop, log, self._path, self._fleet, holdings.listeners, self._in_use, prepare_deadline
+        )
         self._reloader.on_start = self._notifier.reloading
         self._reloader.on_end = self._reloaded
         self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
@@ -169,7 +179,8 @@ class Master:
                 self._reloader.request(lambda outcome: respond(Reply(outcome=outcome, pid=os.getpid())))
             case "stop":
                 self._stop_replies.append(respond)
-                self._stop(0.0 if request.now else None)
+                if request.now or not self._stops:
+                    self._stop(0.0 if request.now else None)
 
     def _status(self) -> StatusReport:
         plan = self._fleet.deployment.plan

@@ -50,7 +50,7 @@ def default() -> pathlib.Path:
 
 def second(config: pathlib.Path) -> pathlib.Path:
     """Where an instance is that found `default` taken: named after its configuration file."""
-    digest = hashlib.sha256(os.fsencode(config.resolve())).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(config.absolute())).hexdigest()[:12]
     return folder() / f"{_NAME}-{digest}.sock"
 
 

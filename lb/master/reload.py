@@ -22,6 +22,7 @@ from lb.master import plan as plans
 from lb.master.deployment import DeployError, Deployment
 from lb.master.failures import BindError
 from lb.master.fleet import Fleet
+from lb.master.history import History
 from lb.master.listeners import Listeners, Staged
 from lb.master.loop import Loop, Timer
 from lb.master.plan import InUse, Plan
@@ -70,7 +71,7 @@ class Reloader:
         fleet: Fleet,
         listeners: Listeners,
         in_use: InUse,
-        deadline: float = PREPARE_DEADLINE,
+        deadline: float,
     ) -> None:
         self.step = Step.IDLE
         self.on_start: Callable[[], None] = lambda: None
@@ -92,9 +93,7 @@ class Reloader:
         self._transaction: _Transaction | None = None
         self._asked: dict[int, WorkerProcess] = {}
         self._done: set[int] = set()
-        self._succeeded = 0
-        self._failed = 0
-        self._last: Outcome | None = None
+        self._history = History(log)
         self._reopen = False
         self._open = False
         self._closed = ""  # why nothing is served any more
@@ -102,7 +101,7 @@ class Reloader:
     @property
     def report(self) -> ReloadReport:
         """The counters and the last outcome."""
-        return ReloadReport(succeeded=self._succeeded, failed=self._failed, last=self._last)
+        return self._history.report
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -163,7 +162,11 @@ class Reloader:
             self._start(self._read)
         elif self._scale:
             delta, self._scale = self._scale, 0
-            count = max(1, len(self._fleet.active) + delta)
+            now = len(self._fleet.active)
+            count = min(max(1, now + delta), self._fleet.capacity)
+            if count == now:
+                self._log.warning("the number of workers stays", workers=now)
+                return
             self._start(lambda: self._rescaled(count))
 
     # --- prepare ---------------------------------------------------------------------------------------
@@ -198,6 +201,8 @@ class Reloader:
 
     def _stage(self, plan: Plan, changes: tuple[str, ...]) -> _Transaction:
         active = self._fleet.slots_for(plan.workers)
+        if len(active) < plan.workers:
+            self._log.warning("leaving workers hold slots, reload again later", workers=len(active))
         staged = self._listeners.stage(list(plan.listener_names), active)
         try:
             deployment = Deployment(plan)
@@ -344,10 +349,7 @@ class Reloader:
         self._transaction = None
         self._asked = {}
         self._done = set()
-        self._last = outcome
-        self._succeeded += outcome.ok
-        self._failed += not outcome.ok
-        self._tell(outcome)
+        self._history.record(outcome)
         replies, self._replies = self._replies, []
         for reply in replies:
             reply(outcome)
@@ -355,12 +357,3 @@ class Reloader:
         if self._reopen:
             self.reopen_logs()
         self._soon()
-
-    def _tell(self, outcome: Outcome) -> None:
-        fields = {"generation": outcome.generation, "seconds": outcome.seconds}
-        if not outcome.ok:
-            self._log.error("reload failed, the old configuration serves on", **fields, error=outcome.error)
-            return
-        self._log.info("reload done", **fields, changes=len(outcome.changes))
-        for change in outcome.changes:
-            self._log.info("changed", key=change)

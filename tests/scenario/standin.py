@@ -2,12 +2,13 @@
 with workers that answer every connection with one JSON line about themselves.
 
 Run as `python -m tests.scenario.standin CONFIG`. What a worker does wrong is told by files beside CONFIG:
-`crash` (exits at start), `crash-prepare` (dies preparing), `refuse` (refuses to prepare), `slow` (answers
-each connection only while the file is not there).
+`crash` (exits at start), `crash-prepare` (dies preparing), `refuse` (refuses to prepare), `slow`
+(accepts nothing while the file is there), `hang` (the event loop stands still when it accepts).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -162,7 +163,9 @@ class StandIn:
             "uid": os.getuid(),
             "certificates": self.certificates,
         }
-        with connection:
+        while (FOLDER / "hang").exists():
+            time.sleep(0.01)
+        with connection, contextlib.suppress(ConnectionError):
             connection.sendall(json.dumps(answer).encode() + b"\n")
             if self.log_fd >= 0:
                 os.write(self.log_fd, b"answered\n")
@@ -179,7 +182,7 @@ def main() -> int:
     path = pathlib.Path(sys.argv[1])
     FOLDER = path.parent
     try:
-        return Master(path, "test", run).run()
+        return Master(path, "test", run, prepare_deadline=2.0).run()
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return 1
