@@ -134,7 +134,7 @@ class TlsStream:
         """Wraps `sock`. As a client, `server_name` is sent (SNI) and checked against the certificate.
 
         Raises `OSError` where the peer is gone (the socket is closed then), and `ValueError` where the
-        context checks names and there is no `server_name`.
+        context checks names and there is no `server_name` (the socket is still the caller's).
         """
         try:
             sock.setblocking(False)

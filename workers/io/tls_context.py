@@ -104,8 +104,9 @@ def client_context(tls: UpstreamTls) -> ssl.SSLContext:
         # `ca` may be the server's own certificate, or an intermediate, as well as a root.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         try:
-            context.load_verify_locations(cadata=tls.ca)
-        except (ssl.SSLError, ValueError) as error:
+            # Bundles carry names in comments, and Python takes nothing but ASCII here.
+            context.load_verify_locations(cadata=tls.ca.encode("ascii", "replace").decode("ascii"))
+        except ssl.SSLError as error:
             raise TlsSetupError(f"tls.ca holds no usable certificate: {error}") from error
     else:
         context.load_default_certs()
