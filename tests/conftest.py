@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,11 @@ def balancer(tmp_path: Path, upstream: StartUpstream) -> Iterator[StartBalancer]
             running.stop()
         finally:
             running.remove_sockets()
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[str]:
+    """A folder with a path short enough for Unix sockets, readable by other users."""
+    with tempfile.TemporaryDirectory(prefix="lb-") as folder:
+        Path(folder).chmod(0o755)
+        yield folder

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lb.master import places
 from tests.harness import processes
 from tests.harness.client import Address
 from tests.harness.settings import Tables
@@ -42,7 +43,6 @@ class LoadBalancer:
         self.access_file = folder / "access.log"
         # Socket paths end at 107 bytes, and pytest's folders can be longer.
         self._sockets = Path(tempfile.mkdtemp(prefix="lb-"))
-        self.command_socket = f"unix:{self._sockets}/admin.sock"
         self._mark = uuid.uuid4().hex
         self._environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(ROOT)}
         self._file_limit = file_limit
@@ -53,7 +53,7 @@ class LoadBalancer:
 
     def write(self) -> None:
         """Writes `tables` to the file; nothing is reloaded."""
-        self.tables.setdefault("admin", {"listen": self.command_socket})
+        self.tables["process"].setdefault("pid_file", f"{self._sockets}/lb.pid")
         self.tables.setdefault("access_log", {"path": str(self.access_file)})
         self.file.write_text(dumps(self.tables), encoding="utf-8")
 
@@ -153,22 +153,30 @@ class LoadBalancer:
             check=False,
         )
 
-    def reload(self, *, check: bool = True) -> str:
-        """Writes `tables`, runs `lb reload` and returns what it printed; asserts success if `check`."""
+    def ask(self, command: str, timeout: float = 30.0) -> dict[str, Any]:
+        """Sends `command` to the command socket, as `lb` does, without the start of another Python."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout)
+            connection.connect(str(places.beside_pid_file(Path(self.tables["process"]["pid_file"]))))
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+        reply: dict[str, Any] = json.loads(received)
+        assert not reply.get("error"), reply
+        return reply
+
+    def reload(self, *, check: bool = True) -> dict[str, Any]:
+        """Writes `tables`, reloads and returns the outcome; asserts success, or failure if not `check`."""
         self.write()
-        done = self.command("reload", "-c", str(self.file))
-        if check:
-            assert done.returncode == 0, f"lb reload failed: {done.stdout}{done.stderr}\n{self.stderr}"
-        else:
-            assert done.returncode != 0, f"lb reload succeeded: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        outcome: dict[str, Any] = self.ask("reload")["outcome"]
+        assert outcome["ok"] is check, f"{outcome}\n{self.stderr}"
+        return outcome
 
     def status(self) -> dict[str, Any]:
-        """`lb status --json`."""
-        done = self.command("status", "--json", "-c", str(self.file))
-        assert done.returncode == 0, f"lb status failed: {done.stdout}{done.stderr}\n{self.stderr}"
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        """What `lb status --json` prints."""
+        report: dict[str, Any] = self.ask("status")["status"]
+        return report
 
     def send_signal(self, number: signal.Signals) -> None:
         """Sends `number` to the master."""

@@ -1,0 +1,1 @@
+"""Raw requests and responses in files, and what must come of each."""
