@@ -123,10 +123,19 @@ def test_what_the_core_takes_from_the_contract_is_pure_too() -> None:
         assert not impure, f"{module} imports {impure}, and the core imports {module}"
 
 
-# Each module is imported in a fork of its own, of a process that has the third-party packages already.
+# Each module is imported in a fork of its own, of a process that has the third-party packages, and the
+# patterns that ours compile, already.
 ALONE = """
-import os, sys, traceback
+import contextlib, gc, os, sys, traceback
 import aiohttp.web, asyncio, msgspec, ssl, uvloop
+for name in sys.argv[1:]:
+    with contextlib.suppress(Exception):
+        __import__(name)
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("lb", "workers"):
+        del sys.modules[name]
+gc.disable()
+gc.freeze()
 for name in sys.argv[1:]:
     pid = os.fork()
     if not pid:
