@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import pathlib
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -173,23 +174,36 @@ def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
 # --- what to try -------------------------------------------------------------------------------------
 
 
+def _shown(path: str) -> str:
+    """`path` as somebody would type it here: bare where the shell finds it, relative where that works."""
+    found = pathlib.Path(path).absolute()
+    on_path = shutil.which(found.name)
+    if on_path and pathlib.Path(on_path).absolute() == found:
+        return found.name
+    here = pathlib.Path.cwd()
+    return str(found.relative_to(here)) if found.is_relative_to(here) else str(found)
+
+
 def invitation(config: Config, addresses: Sequence[str]) -> str:
     """What to open and what to try, for the terminal."""
     listener = next((one for one in config.listen if not one.bind[0].startswith("unix:")), None)
     servers = " and ".join(addresses)
     if listener is None:
         return f"demo servers: {servers}"
-    host, secure = listener.bind[0], "s" if listener.tls else ""
-    insecure = "-k " if secure else ""
+    at, s = listener.bind[0], "s" if listener.tls else ""
+    curl = "curl -k" if s else "curl"
+    python = _shown(sys.executable)
+    lb = _shown(sys.argv[0]) if pathlib.Path(sys.argv[0]).name == "lb" else f"{python} -m lb"
+    file = config.source.file
     return f"""demo servers: {servers}
 
-  open   http{secure}://{host}/       who answers, and a WebSocket to play with
-         http{secure}://{host}/chat   a chat room; open it twice
+  open   http{s}://{at}/       who answers, and a WebSocket to play with
+         http{s}://{at}/chat   a chat room; open it twice
 
-  try    curl {insecure}-i http{secure}://{host}/api/hello
-         for i in 1 2 3 4; do curl {insecure}-s http{secure}://{host}/api/ | head -2; done
-         pip install websockets; python -m websockets ws{secure}://{host}/ws/echo
+  try    {curl} -i http{s}://{at}/api/hello
+         for i in 1 2 3 4; do {curl} -s http{s}://{at}/api/ | grep server; done
+         {python} -m pip install websockets; {python} -m websockets ws{s}://{at}/ws/echo
 
-  then   change {config.source.file} and run: lb reload -c {config.source.file}
+  then   change {file} and run: {lb} reload -c {file}
          the open WebSockets stay. Ctrl-C ends everything, a second one at once.
 """

@@ -68,7 +68,7 @@ class DemoServer:
             "method": request.method,
             "target": request.raw_path,
             "peer": request.remote,
-            "headers": [[name, value] for name, value in request.headers.items()],
+            "headers": [f"{name}: {value}" for name, value in request.headers.items()],
             "body_bytes": size,
             "body": shown.decode("utf-8", "replace"),
         }
