@@ -25,13 +25,15 @@ def certify(
     sans: Sequence[x509.GeneralName] = (),
     common_name: str = "common.example.com",
     end: datetime.datetime = END,
+    signer: Key | None = None,
 ) -> bytes:
-    """A self-signed certificate in PEM."""
+    """A certificate in PEM: self-signed, or by `signer`, an issuer that nobody knows."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Some Issuer")]) if signer else name
     builder = (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(name)
+        .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(START)
@@ -39,7 +41,7 @@ def certify(
     )
     if sans:
         builder = builder.add_extension(x509.SubjectAlternativeName(sans), critical=False)
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return builder.sign(signer or key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def pem_key(key: Key, password: bytes | None = None) -> bytes:

@@ -278,6 +278,13 @@ def test_a_server_is_verified_against_the_given_authority() -> None:
     assert unknown.startswith("verify_failed: self-signed")
 
 
+def test_a_servers_own_certificate_can_be_trusted_without_its_issuer() -> None:
+    key = new_key()
+    certificate = certify(key, dns("backend.internal"), signer=new_key())
+    pinned = UpstreamTls(ca=certificate.decode())
+    assert upstream(certificate, pem_key(key), pinned, "backend.internal") == ""
+
+
 def test_a_server_is_verified_by_its_address() -> None:
     key = new_key()
     certificate = certify(key, ip("10.0.0.1"))

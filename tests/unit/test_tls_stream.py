@@ -243,9 +243,10 @@ def test_a_blocked_send_survives_the_reuse_of_its_buffer(pair: Pair) -> None:
     assert received == source
 
 
-def test_a_blocked_send_repeated_with_other_bytes_is_refused(pair: Pair) -> None:
+@pytest.mark.parametrize("records", [1, 3])
+def test_a_blocked_send_repeated_with_other_bytes_is_refused(pair: Pair, records: int) -> None:
     server, _ = pair
-    fill(server, b"a" * RECORD)
+    fill(server, b"a" * RECORD * records)
     for other in (b"b" * RECORD, b"a" * 100, b"a" * (RECORD - 1) + b"b" + b"a" * 100):
         with pytest.raises(ValueError, match="same bytes"):
             server.send(other)

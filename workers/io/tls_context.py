@@ -21,11 +21,11 @@ class TlsSetupError(ValueError):
 
 def _harden(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Renegotiation lets a client burn our CPU, and makes reads wait for writes.
+    # Renegotiation lets a peer burn our CPU, and makes reads wait for writes; before OpenSSL 3 it is on.
     context.options |= ssl.OP_NO_RENEGOTIATION
     # Compression leaks secrets by length (CRIME); OpenSSL's build may have it.
     context.options |= ssl.OP_NO_COMPRESSION
-    # Python sets this: a cut connection would look like one that ended with close_notify.
+    # Where a build or its configuration sets this, a cut connection looks like a clean end.
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(list(ALPN))
 
