@@ -1,0 +1,114 @@
+"""The balancing policies over real servers and several workers; their distributions are unit-tested."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.conftest import StartBalancer, StartUpstream
+from tests.harness import LoadBalancer, RawClient, Upstream, eventually, fetch
+from tests.harness import websocket as ws
+from tests.harness.ports import free_port
+from tests.harness.settings import settings
+
+pytestmark = pytest.mark.scenario
+
+
+def counts(lb: LoadBalancer, number: int, **headers: str) -> Counter[str]:
+    """Which servers answer `number` requests on connections of their own."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Counter(fetch(lb.address, "/", headers=named).text.split(" ")[0] for _ in range(number))
+
+
+@pytest.fixture
+def servers(upstream: StartUpstream) -> list[Upstream]:
+    """Three servers that say their name."""
+    return [upstream(name=f"s{number}") for number in range(3)]
+
+
+def weighted(servers: list[Upstream], *weights: int) -> list[dict[str, object]]:
+    """`[[server]]` tables."""
+    return [
+        {"name": server.name, "address": server.address, "weight": weight}
+        for server, weight in zip(servers, weights, strict=True)
+    ]
+
+
+def test_round_robin_by_weight(balancer: StartBalancer, servers: list[Upstream]) -> None:
+    lb = balancer(settings(weighted(servers, 3, 2, 1), workers=1))
+    assert counts(lb, 60) == {"s0": 30, "s1": 20, "s2": 10}
+
+
+@pytest.mark.parametrize("policy", ["random", "p2c", "least-conn"])
+def test_every_server_gets_some(policy: str, balancer: StartBalancer, servers: list[Upstream]) -> None:
+    lb = balancer(settings([server.address for server in servers], pool={"balance": policy}))
+    assert len(counts(lb, 60)) == 3
+
+
+def test_backups_serve_only_when_the_others_are_down(
+    balancer: StartBalancer, servers: list[Upstream]
+) -> None:
+    members = weighted(servers, 1, 1, 1)
+    members[2]["backup"] = True
+    lb = balancer(settings(members, route={"retry": {"attempts": 3}}))
+    assert set(counts(lb, 20)) == {"s0", "s1"}
+    servers[0].close()
+    assert set(counts(lb, 20)) == {"s1"}
+    servers[1].close()
+    assert set(counts(lb, 20)) == {"s2"}
+
+
+def test_hash_sends_equal_keys_to_equal_servers(balancer: StartBalancer, servers: list[Upstream]) -> None:
+    pool = {"balance": "hash", "hash_on": "header:X-Key"}
+    lb = balancer(settings([server.address for server in servers], workers=2, pool=pool))
+    chosen = [counts(lb, 4, X_Key=str(key)) for key in range(12)]
+    assert all(len(counter) == 1 for counter in chosen)
+    assert len({next(iter(counter)) for counter in chosen}) == 3
+
+
+def test_least_conn_sees_the_tunnels_of_all_workers(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    """With each worker seeing only its own tunnels, four workers would fill three servers unevenly."""
+    servers = [upstream(ws.serve_echo, name=f"s{number}") for number in range(3)]
+    pool = {"balance": "least-conn"}
+    lb = balancer(settings([server.address for server in servers], workers=4, pool=pool))
+    clients: list[RawClient] = []
+    try:
+        for number in range(24):
+            clients.append(ws.connect(lb.address))
+            _wait_seen(lb, number + 1)
+        held = [server.open_connections() for server in servers]
+        assert max(held) - min(held) <= 2, held
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _wait_seen(lb: LoadBalancer, number: int) -> None:
+    """Waits until the scoreboard has `number` tunnels, and the workers' next look at it is due."""
+
+    def seen() -> bool:
+        return bool(sum(worker["tunnels"] for worker in lb.status()["workers"]) >= number)
+
+    eventually(seen, f"{number} tunnels on the scoreboard")
+    beats = {worker["slot"]: worker["heartbeat_age"] for worker in lb.status()["workers"]}
+    eventually(
+        lambda: any(w["heartbeat_age"] < beats[w["slot"]] for w in lb.status()["workers"]),
+        "a tick of the workers",
+    )
+
+
+def test_weights_change_by_reload(balancer: StartBalancer, servers: list[Upstream]) -> None:
+    lb = balancer(settings(weighted(servers, 1, 1, 1), workers=1))
+    assert counts(lb, 30) == {"s0": 10, "s1": 10, "s2": 10}
+    lb.tables["pool"]["main"]["server"] = weighted(servers, 4, 1, 1)
+    lb.reload()
+    assert counts(lb, 30) == {"s0": 20, "s1": 5, "s2": 5}
+
+
+def test_a_server_that_comes_up_is_used(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    port = free_port()
+    lb = balancer(settings([upstream(name="s0").address, f"127.0.0.1:{port}"], workers=1))
+    assert set(counts(lb, 10)) == {"s0"}
+    upstream(name="s1", port=port)
+    assert set(counts(lb, 10)) == {"s0", "s1"}
