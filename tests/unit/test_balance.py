@@ -162,8 +162,10 @@ def test_two_choices_are_different_servers_and_the_less_loaded_one_wins() -> Non
     assert_distribution(counts, [2, 1])
 
 
-def test_two_choices_between_two_is_the_less_loaded_one() -> None:
-    assert set(draw(policy("p2c", [1, 9]), 500, [1.0, 1.1], random_bits(7))) == {0}
+@pytest.mark.parametrize("weights", [[1, 9], [9, 1]])
+def test_two_choices_between_two_is_the_less_loaded_one(weights: list[int]) -> None:
+    assert set(draw(policy("p2c", weights), 500, [1.0, 1.1], random_bits(7))) == {0}
+    assert set(draw(policy("p2c", weights), 500, [1.1, 1.0], random_bits(7))) == {1}
 
 
 def test_two_choices_follow_the_weights_where_loads_are_equal() -> None:
@@ -295,6 +297,12 @@ def test_sticky_ring_does_not_look_at_loads_and_knows_backups() -> None:
     assert ring.pick(key, (0, 1, 2)) == 3
     assert ring.pick(key, (0, 1, 2, 3)) == -1
     assert StickyRing(specification, []).pick(key) == -1
+
+
+def test_the_ring_is_closed() -> None:
+    for count in range(2, 30):
+        ring = StickyRing(pool("hash", [1] * count), range(count))
+        assert ring.pick(2**32 - 1) == ring.pick(0)
 
 
 def test_the_ring_of_a_thousand_servers_is_bounded() -> None:

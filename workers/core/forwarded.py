@@ -159,7 +159,7 @@ class ForwardedPrefix:
     def _build(self, host: bytes) -> bytes:
         fields = _Fields(_address(self._peer), self._scheme, host, b"%d" % self._port if self._port else b"")
         element = _element(self._peer, self._scheme, host)
-        return _write(fields, element) + b"X-Request-ID: "
+        return _write(fields, element, b"")
 
     def believed_lines(self, host: bytes, request_id: bytes, received: Received) -> bytes:
         """The same for a request that a trusted proxy sent with `received`: lists are appended to; scheme,
@@ -179,7 +179,7 @@ class ForwardedPrefix:
         before = received.forwarded if earlier else _translated_list(received.forwarded_for, fields)
         elements = _append(before, _element(self._peer, self._scheme, host))
         kept_id = received.request_id if _REQUEST_ID.fullmatch(received.request_id) else request_id
-        return b"%bX-Request-ID: %b\r\n" % (_write(fields, elements), kept_id)
+        return _write(fields, elements, kept_id) + b"\r\n"
 
     def _believed_port(self, said: bytes, scheme: bytes, host: bytes) -> bytes:
         if said.isdigit() and len(said) <= 5 and 0 < int(said) < 65536:
@@ -212,15 +212,16 @@ class _Fields(NamedTuple):
     port: bytes
 
 
-def _write(fields: _Fields, elements: bytes) -> bytes:
-    lines = [
-        b"X-Forwarded-For: " + fields.forwarded_for,
-        b"X-Forwarded-Proto: " + fields.proto,
-        b"X-Forwarded-Host: " + fields.host if fields.host else b"",
-        b"X-Forwarded-Port: " + fields.port if fields.port else b"",
-        b"Forwarded: " + elements,
-    ]
-    return b"".join(line + b"\r\n" for line in lines if line)
+def _write(fields: _Fields, elements: bytes, request_id: bytes) -> bytes:
+    forwarded_for, proto, host, port = fields
+    return b"".join(
+        (
+            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (forwarded_for, proto),
+            b"X-Forwarded-Host: %b\r\n" % host if host else b"",
+            b"X-Forwarded-Port: %b\r\n" % port if port else b"",
+            b"Forwarded: %b\r\nX-Request-ID: %b" % (elements, request_id),
+        )
+    )
 
 
 def _append(received: bytes, ours: bytes) -> bytes:
@@ -253,10 +254,10 @@ def _translated_for(elements: Sequence[dict[bytes, bytes]]) -> bytes:
 def _translated_list(forwarded_for: bytes, fields: _Fields) -> bytes:
     """The Forwarded that says what X-Forwarded-For alone said (RFC 7239 section 7.4), so that readers of
     either field see the same client; empty where a node has no address."""
-    nodes = forwarded_for.rsplit(b",", _HOPS)[-_HOPS:] if forwarded_for else []
-    addresses = [address for node in nodes if (address := _node_address(node)) is not None]
-    if not addresses or len(addresses) < len(nodes):
+    addresses = [_node_address(node) for node in forwarded_for.rsplit(b",", _HOPS)[-_HOPS:]]
+    known = [address for address in addresses if address is not None]
+    if len(known) < len(addresses):
         return b""
     # Scheme and host are those that the first proxy saw.
-    first = _element(addresses[0], fields.proto, fields.host)
-    return b", ".join([first, *(b"for=" + _node(address) for address in addresses[1:])])
+    first = _element(known[0], fields.proto, fields.host)
+    return b", ".join([first, *(b"for=" + _node(address) for address in known[1:])])
