@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +123,16 @@ def test_what_the_core_takes_from_the_contract_is_pure_too() -> None:
     for module in sorted(name for name in needed if within(name, ("workers.contract",))):
         impure = [name for _, name in imports(MODULES[module].read_text()) if name in IMPURE]
         assert not impure, f"{module} imports {impure}, and the core imports {module}"
+
+
+def test_what_is_imported_is_declared() -> None:
+    """A package that only the test tools bring is missing on every user's machine."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in project["dependencies"]}
+    known = declared | set(sys.stdlib_module_names) | {"lb", "workers"}
+    for module, path in MODULES.items():
+        foreign = {name.partition(".")[0] for _, name in imports(path.read_text())} - known
+        assert not foreign, f"{module} imports {foreign}, which pyproject.toml does not declare"
 
 
 # Each module is imported in a fork of its own, of a process that has the third-party packages, and the
