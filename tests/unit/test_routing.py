@@ -175,6 +175,8 @@ def test_a_pattern_that_can_not_be_matched_names_its_route() -> None:
         ("/ws/*", b"/x/../ws/%41?", b"/A%3F"),
         ("/ws/*", b"/ws/a/../../ws/b", b"/b"),
         ("/*", b"/a", b"/a"),
+        ("/*", b"/a/../..", b"/a/../.."),
+        ("/*", b"*", b"*"),
         ("/exact", b"/exact", b"/"),
     ],
 )
@@ -185,6 +187,25 @@ def test_strip_prefix(pattern: str, path: bytes, sent: bytes) -> None:
 def test_strip_prefix_of_another_route() -> None:
     with pytest.raises(ValueError, match="does not match"):
         strip_prefix("/ws/*", b"/other")
+
+
+@given(st.lists(st.sampled_from([b"/", b".", b"..", b"ws", b"%77s", b"%2e", b"%2F", b"x"]), max_size=10))
+def test_whatever_a_prefix_route_finds_can_be_stripped(pieces: list[bytes]) -> None:
+    path = b"/" + b"".join(pieces)
+    for pattern in ("/ws/*", "/*"):
+        router = Router([route("ws", path=pattern)])
+        try:
+            if router.find(b"h", path) is None:
+                continue
+        except ProxyError:
+            continue
+        sent = strip_prefix(pattern, path)
+        assert sent.startswith(b"/")
+        if pattern == "/ws/*":
+            # Never above the prefix: what is sent is what was matched.
+            normal, stripped = normalise_for_match(path), normalise_for_match(sent)
+            assert normal is not None and stripped is not None
+            assert normal == b"/ws" + stripped
 
 
 hosts = st.sampled_from([None, "a.x", "b.a.x", "*.x", "*.a.x", "c"])

@@ -90,6 +90,8 @@ def strip_prefix(pattern: str, path: bytes) -> bytes:
     What follows the prefix stays as the client wrote it, unless the prefix was spelled in another way
     or dots reach into it: then the normalised path is stripped and encoded anew.
     """
+    if pattern == "/*":
+        return path  # matched unseen, so it may be one that can't be normalised
     if not pattern.endswith("/*"):
         return b"/"
     prefix = pattern[:-1].encode()
