@@ -17,6 +17,10 @@ import ssl
 import struct
 from typing import Final, Protocol
 
+from workers.io.tls_errors import TlsError, TlsTruncated, failure
+
+__all__ = ["RECORD", "Handshake", "Stream", "TlsError", "TlsStream", "TlsTruncated"]
+
 # RFC 8446 section 5.1: no record carries more plaintext.
 RECORD: Final = 16384
 
@@ -42,67 +46,12 @@ class Stream(Protocol):
         """Closes; a second call does nothing."""
 
 
-class TlsError(OSError):
-    """TLS failed and the connection is of no use any more: `abort()` it. `reason` is a stable word, for
-    the log and as a metric label; `detail` is OpenSSL's own text, for the log alone."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(errno.EPROTO, f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-class TlsTruncated(TlsError):
-    """The TCP connection ended without close_notify (RFC 8446 section 6.1): what was received may be cut
-    short by anybody on the way. Fine where the message's own framing says that it is complete."""
-
-
 class Handshake(enum.Enum):
     """What a handshake needs next."""
 
     WANT_READ = "want-read"
     WANT_WRITE = "want-write"
     DONE = "done"
-
-
-# OpenSSL's words to ours. An alert is what the peer told us, so `certificate_rejected` is its verdict on
-# our certificate, and `verify_failed` our verdict on its.
-_REASONS: Final = {
-    "HTTP_REQUEST": "plain_http",
-    "HTTPS_PROXY_REQUEST": "plain_http",
-    "WRONG_VERSION_NUMBER": "not_tls",
-    "UNSUPPORTED_PROTOCOL": "version",
-    "VERSION_TOO_LOW": "version",
-    "WRONG_SSL_VERSION": "version",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "version",
-    "NO_SHARED_CIPHER": "no_shared_cipher",
-    "NO_SUITABLE_KEY_SHARE": "no_shared_cipher",
-    "NO_SUITABLE_SIGNATURE_ALGORITHM": "no_shared_cipher",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "no_shared_cipher",
-    "CERTIFICATE_VERIFY_FAILED": "verify_failed",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "certificate_rejected",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "certificate_rejected",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "certificate_rejected",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "certificate_rejected",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "certificate_rejected",
-    "TLSV1_ALERT_UNKNOWN_CA": "certificate_rejected",
-    "TLSV1_UNRECOGNIZED_NAME": "name_rejected",
-}
-
-
-def _failure(error: OSError) -> TlsError:
-    """`error` as a `TlsError` with a stable reason: "closed", "reset", "protocol" or one of `_REASONS`."""
-    if not isinstance(error, ssl.SSLError):
-        return TlsError("reset", error.strerror or str(error))
-    word = error.reason or ""
-    if word == "UNEXPECTED_EOF_WHILE_READING":
-        return TlsTruncated("closed", "the peer closed the connection without close_notify")
-    # What Python calls an EOF without OpenSSL's word for it is a failed system call.
-    if isinstance(error, ssl.SSLEOFError) and not word:
-        return TlsError("reset", "the peer reset the connection")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return TlsError("verify_failed", error.verify_message)
-    return TlsError(_REASONS.get(word, "protocol"), word or str(error))
 
 
 class TlsStream:
@@ -170,7 +119,7 @@ class TlsStream:
         except ssl.SSLWantWriteError:
             return Handshake.WANT_WRITE
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
         return Handshake.DONE
 
     @property
@@ -238,8 +187,8 @@ class TlsStream:
 
     def _fail_read(self, error: OSError) -> TlsError:
         """What `error` means to the caller, now and at every read to come."""
-        self._deferred = failure = _failure(error)
-        return failure
+        self._deferred = broken = failure(error)
+        return broken
 
     def _recv_deferred(self, buffer: bytearray | memoryview) -> int:
         deferred = self._deferred
@@ -281,7 +230,7 @@ class TlsStream:
             self._unsent = bytes(data)
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
 
     def _send_records(self, data: bytes | bytearray | memoryview) -> int:
         with memoryview(data) as view:
@@ -294,7 +243,7 @@ class TlsStream:
                         self._unsent = bytes(record)
                         break
                     except OSError as error:
-                        raise _failure(error) from error
+                        raise failure(error) from error
         if not sent:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
         return sent
@@ -311,7 +260,7 @@ class TlsStream:
         except ssl.SSLWantWriteError:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
         self._unsent = None
         return len(unsent)
 
@@ -369,7 +318,7 @@ class TlsStream:
         except ssl.SSLWantReadError:
             return  # Sent, and the peer's is not here yet.
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
         # The peer had ended its direction before, and the TLS object is gone: every read says so.
         self._deferred = b""
 
