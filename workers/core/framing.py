@@ -102,6 +102,8 @@ class ChunkedBody:
         if match is None:
             self._incomplete_line(buffer, position, end)
             return position
+        if match.end() - position > MAX_LINE:
+            raise self._error("chunk line is too long")
         self._left = int(match.group(1), 16)
         if not self._payload_only:
             if match.group(2) is None:

@@ -244,7 +244,9 @@ def _special_target(head: RequestHead, authority: bytes) -> bytes:
     authority, target = match.groups()
     if not authority:
         raise ProxyError(errors.BAD_REQUEST_LINE, detail="the target names no host")
-    if not target.startswith(b"/"):
+    if not target and head.method == b"OPTIONS":
+        target = b"*"  # section 3.2.4
+    elif not target.startswith(b"/"):
         target = b"/" + target
     head.target = target
     head.path = target.partition(b"?")[0]
@@ -327,6 +329,8 @@ def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
         head.plain = True
     else:
         _read_known_response(head, known)
+    if reason is None:
+        head.plain = False  # section 4 wants the space even before an empty phrase: written anew
     return head
 
 

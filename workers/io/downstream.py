@@ -21,6 +21,8 @@ from workers.io.exchange import Exchange
 from workers.io.tls import Handshake, Stream, TlsError, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workers.io.listening import Listener
 
 READ_AHEAD: Final = 64 * 1024
@@ -126,14 +128,17 @@ class Client(Endpoint):
         try:
             head = parse_request(buffer, start, end)
             if head is None:
-                if not self._skip_empty_line(buffer, start, end):
-                    self._wait_for_head(buffer, start, end)
+                self._wait_for_head(buffer, start, end)
                 return
             limits = self.listener.spec.limits
             if head.size > limits.head_bytes or head.fields.count(b"\n") > limits.headers:
-                raise ProxyError(errors.HEAD_TOO_LARGE)
+                too_long = len(head.target) > limits.head_bytes
+                raise ProxyError(errors.TARGET_TOO_LONG if too_long else errors.HEAD_TOO_LARGE)
         except ProxyError as error:
-            self._refuse_head(error)
+            if buffer.startswith(b"\r\n", start, end):
+                self._skip_empty_line(buffer, start + 2, end)
+            else:
+                self._refuse_head(error)
             return
         exchange = Exchange(self, head)
         self.exchange = exchange
@@ -153,16 +158,13 @@ class Client(Endpoint):
         if not exchange.request_done and self.exchange is exchange:
             self.expect(self.listener.spec.timeouts.body_idle)
 
-    def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> bool:
-        """RFC 9112 section 2.2: one empty line in front of a request is ignored."""
-        if not buffer.startswith(b"\r\n", start, end):
-            return False
+    def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> None:
+        """RFC 9112 section 2.2: an empty line in front of a request is ignored; a second one is not."""
         self.held = b""
-        if end - start > 2:
-            if buffer.startswith(b"\r\n", start + 2, end):
-                raise ProxyError(errors.BAD_REQUEST_LINE, detail="empty lines")
-            self._request(buffer, start + 2, end)
-        return True
+        if buffer.startswith(b"\r\n", start, end):
+            self._refuse_head(ProxyError(errors.BAD_REQUEST_LINE, detail="empty lines"))
+        elif start < end:
+            self._request(buffer, start, end)
 
     def _wait_for_head(self, buffer: Buffer, start: int, end: int) -> None:
         """An incomplete head: kept within its limit, and with a deadline from its first byte on."""
@@ -189,6 +191,9 @@ class Client(Endpoint):
             return
         if consumed < size:
             self.held = bytes(data[consumed:size])
+        if self.exchange is not exchange:
+            self.next()  # the response was complete already
+            return
         if not exchange.request_done:
             self.expect(self.listener.spec.timeouts.body_idle)
         else:
@@ -315,6 +320,14 @@ class Client(Endpoint):
     def release(self) -> Stream:
         self.worker.clients.discard(self)
         return super().release()
+
+    def add_readers(self, readers: dict[int, Callable[[], None]], lately: float) -> None:
+        """Adds what is being read for this client to `readers`, for the sweep."""
+        if self.reading:
+            readers[self.fd] = self.read_again
+        upstream = self.exchange.upstream if self.exchange is not None else None
+        if upstream is not None and upstream.reading and not upstream.connecting:
+            readers[upstream.fd] = upstream.read_again
 
     def stop(self) -> None:
         """The worker is stopping: an idle connection closes; one that was just accepted may still ask."""

@@ -73,6 +73,7 @@ class Exchange(ResponseSide):
         self.response = None
         self.response_body = None
         self.response_left = 0
+        self.response_done = False
         self.chunking = False
         self.closing = not head.keep_alive
         self.received = head.size
@@ -269,7 +270,10 @@ class Exchange(ResponseSide):
         )
 
     def upstream_timeout(self) -> None:
-        """The server took too long: for its head, or for the next piece of its body."""
+        """The server took too long: for its head, for the next piece of its body, or to read ours."""
+        if self.response_done:
+            self.finish(reusable=False)
+            return
         self.upstream_failed(ProxyError(errors.RESPONSE_TIMEOUT, side="upstream"))
 
     def client_gone(self) -> None:

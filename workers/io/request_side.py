@@ -24,8 +24,8 @@ class RequestSide:
     __slots__ = (
         "attempts", "body", "body_left", "chunking", "client", "closing", "counted", "excluded", "failure",
         "first", "fresh", "head", "key", "last_server", "pool", "queued", "received", "request_done",
-        "request_id", "response", "response_body", "response_left", "ring_key", "route", "routed", "sent",
-        "sent_at", "server", "set_cookie", "started", "streamed", "stuck", "upstream",
+        "request_id", "response", "response_body", "response_done", "response_left", "ring_key", "route",
+        "routed", "sent", "sent_at", "server", "set_cookie", "started", "streamed", "stuck", "upstream",
         "websocket_key", "worker",
     )  # fmt: skip
 
@@ -57,6 +57,7 @@ class RequestSide:
     response: ResponseHead | None  # the final one
     response_body: ChunkedBody | None
     response_left: int
+    response_done: bool  # whether the response is complete, though the request is not
     chunking: bool  # whether the response gets chunked here
     closing: bool  # whether the client's connection ends with this exchange
     received: int  # bytes from the client
@@ -138,21 +139,29 @@ class RequestSide:
             self.request_done = not self.body_left
             upstream.send(view[:consumed])
         self.received += consumed
-        timeouts = self.pool.spec.timeouts
-        if self.request_done:
-            if self.response is None and not upstream.out:
-                upstream.expect(timeouts.response_head)
-        elif not upstream.out:
-            # Nobody can answer what did not come: the client's clock runs, not the server's.
-            upstream.expect(timeouts.response_head)
+        if upstream.out:
+            return consumed  # its own clock runs
+        if self.request_done and self.response_done:
+            self.finish(reusable=True)
+        else:
+            self._wait_for_server(upstream)
         return consumed
+
+    def _wait_for_server(self, upstream: Upstream) -> None:
+        timeouts = self.pool.spec.timeouts
+        if self.response is None:
+            upstream.expect(timeouts.response_head)
+        else:
+            upstream.expect(timeouts.body_idle)
 
     def upstream_drained(self) -> None:
         """The server took what was left over."""
         upstream = self.upstream
         if upstream is None:
             return
-        timeouts = self.pool.spec.timeouts
-        upstream.expect(timeouts.response_head if self.response is None else timeouts.body_idle)
+        if self.request_done and self.response_done:
+            self.finish(reusable=True)
+            return
+        self._wait_for_server(upstream)
         if not self.request_done:
             self.client.resume_body()

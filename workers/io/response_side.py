@@ -132,8 +132,8 @@ class ResponseSide(RequestSide):
                 self.closing = True
         else:
             self.response_left = head.length
-        if not self.request_done:
-            self.closing = True  # what is unread of the request would be taken for the next one
+        if not self.request_done and not head.keep_alive:
+            self.closing = True  # the server will not read the rest of the request, so nobody will
 
     def _extra_lines(self, head: ResponseHead) -> bytes:
         extra = b""
@@ -198,14 +198,25 @@ class ResponseSide(RequestSide):
             upstream.expect(self.pool.spec.timeouts.body_idle)
 
     def _complete(self, extra: int) -> None:
+        if self.client.exchange is not self:
+            return
+        response = self.response
+        upstream = self.upstream
+        assert response is not None and upstream is not None
+        if not self.request_done and response.keep_alive and not upstream.broken and not extra:
+            # An early response: the server goes on reading, so the client may go on sending.
+            self.response_done = True
+            return
         # Bytes behind the response answer no question: such a connection is not used again.
-        if self.client.exchange is self:
-            self.finish(reusable=extra == 0)
+        self.finish(reusable=extra == 0)
 
     def response_ended(self, error: OSError | None) -> None:
         """The server's connection ended during the body: the end of it, or a truncation."""
         response = self.response
         assert response is not None
+        if self.response_done:
+            self.finish(reusable=False)
+            return
         if response.length == UNTIL_CLOSE and error is None:
             if self.chunking:
                 self._write(_LAST_CHUNK)

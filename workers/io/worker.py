@@ -19,6 +19,7 @@ from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io.journal import Journal
 from workers.io.listening import Acceptor, Listener
 from workers.io.plan import Plan, PlanError, Prepared
+from workers.io.sweep import Sweep
 from workers.io.tls import TlsStream
 from workers.io.tls_context import TlsSetupError, client_context, server_name
 
@@ -66,6 +67,7 @@ class Worker:
         self._deadline = NEVER
         self._siblings: list[memoryview] = []
         self._tick_at = loop.time() + TICK
+        self._sweep = Sweep(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._attached: list[tuple[object, int]] = []
         self._prepared: Prepared | None = None
@@ -145,6 +147,7 @@ class Worker:
         self._tick_at = self.loop.time() + TICK
         self.loop.call_later(TICK, self._tick)
         self.wheel.advance(now)
+        self._sweep.turn()
         if self.current is not None:
             self._look_around(self.current)
         if self.journal is not None:
