@@ -52,6 +52,7 @@ class CommandServer:
         self._listening = listening
         self._path = path
         self._identity = _identity(path)
+        self._trusted = (0, os.geteuid())
         self._serve = serve
         self._clients: set[_Client] = set()
         loop.watch(listening.fileno(), READ, self._accept)
@@ -78,7 +79,7 @@ class CommandServer:
             self._loop.forget(self._listening.fileno())
             self._loop.later(_ACCEPT_PAUSE, self._resume)
             return
-        if len(self._clients) >= MAX_CLIENTS or not _is_trusted(connection):
+        if len(self._clients) >= MAX_CLIENTS or _uid(connection) not in self._trusted:
             connection.close()
             return
         self._clients.add(_Client(self._loop, connection, self._serve, self._clients.discard))
@@ -89,9 +90,11 @@ def _identity(path: pathlib.Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_trusted(connection: socket.socket) -> bool:
+def _uid(connection: socket.socket) -> int:
+    """Who connected."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(raw)[1] in (0, os.geteuid())
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid
 
 
 class _Client:

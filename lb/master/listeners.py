@@ -74,7 +74,7 @@ class Listeners:
         try:
             self._probe([address for address in addresses if address not in self._layout])
             for address in addresses:
-                layout[address] = self._stage_one(address, addresses, active, fresh)
+                layout[address] = self._stage_one(address, active, fresh)
         except BindError:
             self._discard(fresh)
             raise
@@ -134,9 +134,7 @@ class Listeners:
             if address.path is None and address.port not in ports:
                 sockets.probe(address)
 
-    def _stage_one(
-        self, text: str, addresses: Sequence[str], active: Sequence[int], fresh: list[socket]
-    ) -> Sockets:
+    def _stage_one(self, text: str, active: Sequence[int], fresh: list[socket]) -> Sockets:
         address = sockets.parse(text)
         kept = dict(self._layout.get(text, {}))
         if address.path is not None:
@@ -144,10 +142,9 @@ class Listeners:
                 kept[SHARED], self._files[text] = sockets.bind_unix(address.path)
                 fresh.append(kept[SHARED])
             return kept
-        twin = f"0.0.0.0:{address.port}" in addresses
         spare = max(0, len(active) - len(kept))
         for home in [slot for slot in active if slot not in kept][:spare]:
-            kept[home] = sockets.bind_tcp(address, v6only=twin)
+            kept[home] = sockets.bind_tcp(address)
             fresh.append(kept[home])
         return kept
 

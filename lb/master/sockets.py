@@ -36,13 +36,13 @@ def probe(address: Address) -> None:
     SO_REUSEPORT would let a second process of the same user bind, without an error, and steal half of
     the connections; a bind without it finds every owner.
     """
-    with _tcp_socket(address, v6only=False) as (trial, where):
+    with _tcp_socket(address) as (trial, where):
         _bind(trial, where, address)
 
 
-def bind_tcp(address: Address, *, v6only: bool) -> socket.socket:
+def bind_tcp(address: Address) -> socket.socket:
     """A bound SO_REUSEPORT socket for `address`; nobody can connect before `listen`. Raises `BindError`."""
-    bound, where = _tcp_socket(address, v6only=v6only)
+    bound, where = _tcp_socket(address)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Accepted sockets inherit these two: no Nagle delay, and urgent data stays in the stream.
@@ -66,20 +66,19 @@ class _Opened(NamedTuple):
         self.socket.close()
 
 
-def _tcp_socket(address: Address, *, v6only: bool) -> _Opened:
+def _tcp_socket(address: Address) -> _Opened:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         opened = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     except OSError as error:
         if address.host == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
             # No IPv6 on this machine: "any address" means any IPv4 address.
-            return _tcp_socket(address._replace(host="0.0.0.0"), v6only=False)
+            return _tcp_socket(address._replace(host="0.0.0.0"))
         raise BindError(f"can't listen on {address.text}: {reason(error)}") from error
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
-        # "[::]" means every address of both families, unless 0.0.0.0 is listened on beside it.
-        dual = address.host == "::" and not v6only
-        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        # "[::]" means every address of both families, whatever net.ipv6.bindv6only says.
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.host == "::" else 1)
     return _Opened(opened, (address.host, address.port))
 
 
