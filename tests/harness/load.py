@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -26,6 +26,7 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.run(_cancel_others())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
@@ -37,6 +38,15 @@ class Background:
             return await coroutine
 
         return asyncio.run_coroutine_threadsafe(shell(), self.loop).result(timeout)
+
+
+async def _cancel_others() -> None:
+    """Ends every other task, and lets the transports that they close finish."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)
 
 
 class Backend:
@@ -74,10 +84,16 @@ class Backend:
                 self.requests += 1
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(target), target))
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # the end of it
             pass
         finally:
-            writer.close()
+            await _close(writer)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _echo(connection: ServerConnection) -> None:
@@ -94,7 +110,7 @@ class HttpLoad:
         self._connections = connections
         self._pause = pause
         self._stopping = asyncio.Event()
-        self.answered = 0
+        self.done = 0
         self.reopened = 0
         self.failures: list[str] = []
 
@@ -114,18 +130,20 @@ class HttpLoad:
         while not self._stopping.is_set():
             sequence += 1
             target = f"/{number}/{sequence}".encode()
+            if reader.at_eof():
+                await _close(writer)
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                self.reopened += 1
             try:
                 body = await asyncio.wait_for(_exchange(reader, writer, target), 10)
                 if body != target:
                     self.failures.append(f"{target!r} was answered with {body!r}")
-                self.answered += 1
+                self.done += 1
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 self.failures.append(f"{target!r}: {error!r}")
-                writer.close()
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-                self.reopened += 1
+                reader.feed_eof()
             await asyncio.sleep(self._pause)
-        writer.close()
+        await _close(writer)
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: bytes) -> bytes:
@@ -148,7 +166,7 @@ class WebSocketLoad:
         self._stopping = asyncio.Event()
         self._opened = 0
         self.all_open = threading.Event()
-        self.echoed = 0
+        self.done = 0
         self.failures: list[str] = []
 
     async def run(self) -> None:
@@ -183,5 +201,5 @@ class WebSocketLoad:
             if answer != message:
                 self.failures.append(f"{message} came back as {answer!r}")
                 return
-            self.echoed += 1
+            self.done += 1
             await asyncio.sleep(self._pause)
