@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lb.master.signals import CONTROL
 from tests.scenario.master_harness import Instance, alive, answer, eventually, flag, queued
 
 pytestmark = pytest.mark.scenario
@@ -178,6 +179,12 @@ def test_signals_to_the_group_are_the_masters_alone(instance: Instance) -> None:
     instance.start()
     before = instance.pids()
     for pid in before.values():
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        ignored, caught = (
+            int(re.findall(rf"{name}:\s+(\w+)", status)[0], 16) for name in ("SigIgn", "SigCgt")
+        )
+        assert all(ignored >> number - 1 & 1 for number in CONTROL)
+        assert not caught >> signal.SIGCHLD - 1 & 1
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
             os.kill(pid, number)
     assert instance.reload().ok
