@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -16,6 +18,7 @@ from lb.master.command import CommandServer, Respond
 from lb.master.failures import EXIT_BOOT, StartError, reason
 from lb.master.fleet import Fleet
 from lb.master.holdings import Holdings
+from lb.master.lending import Lending
 from lb.master.loop import READ, Loop
 from lb.master.notify import Notifier
 from lb.master.reload import PREPARE_DEADLINE, Reloader, Step
@@ -24,6 +27,7 @@ from lb.master.spawn import Run, Spawned
 from lb.master.supervision import LATE
 from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard
+from workers.contract.sink import Sink
 
 _SPARE_FILES: Final = 256  # descriptors of a worker that belong to no client
 _AT_ONCE: Final = 0.5  # how long an immediate stop may take
@@ -64,7 +68,7 @@ class Master:
 
     def _wire(self, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
-        self._loop = loop = Loop(lambda error: log.error("fault in the master", error=error))
+        self._loop = loop = Loop(self._fault)
         self._fleet = Fleet(loop, log, self._board, holdings.listeners, self._spawn, holdings.deployment)
         self._fleet.on_empty = loop.stop
         self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
@@ -73,6 +77,7 @@ class Master:
         )
         self._reloader.on_start = self._notifier.reloading
         self._reloader.on_end = self._reloaded
+        self._lending = Lending(loop, self._fleet, self._board)
         self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
 
     def run(self) -> int:
@@ -83,6 +88,7 @@ class Master:
         spawn.freeze()
         self._loop.later(0.0, self._first_fork)
         self._loop.later(0.0, self._watch_heartbeats)
+        self._lending.start(range(self._fleet.deployment.plan.workers))
         try:
             self._loop.run()
         finally:
@@ -150,6 +156,11 @@ class Master:
         count = len(self._fleet.active)
         addresses = ", ".join(self._holdings.listeners.addresses) or "nothing"
         return f"{count} worker{'s' if count != 1 else ''}, listening on {addresses}"
+
+    def _fault(self, error: Exception) -> None:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename}:{place.lineno} in {place.name}"
+        self._log.error("fault in the master, please report it", error=error, where=where)
 
     def _give_up(self, why: str) -> None:
         _say(f"lb: {why}")
@@ -227,8 +238,7 @@ def _scoreboard() -> Scoreboard:
 
 
 def _say(line: str) -> None:
-    """A plain line for people and scripts that wait for it; standard error may be closed."""
-    try:
-        os.write(2, f"{line}\n".encode())
-    except OSError:
-        return
+    """A plain line for people and for scripts that wait for it. Standard error may be closed or full, and
+    there is no other place to say so."""
+    with contextlib.suppress(OSError):
+        Sink(2).write(f"{line}\n".encode())

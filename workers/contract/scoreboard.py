@@ -6,6 +6,7 @@ Layout (8-byte cells, native byte order)::
     slab 0  written by worker slot 0 alone
     slab 1  written by worker slot 1 alone
     ...
+    grants  written by the master alone: how much of each server's max_connections a worker has
 
 A slab holds the worker's own cells, then one row per listener, route and server. Aligned 8-byte cells do
 not tear here, so a reader needs no lock; a row is not a transaction. Pages that nobody touches cost
@@ -73,6 +74,8 @@ class ServerCell(enum.IntEnum):
     REQUESTS = 3
     ERRORS = 4
     RETRIES = 5
+    WAITING = 6  # gauge: queued requests that this server could serve
+    BOUND = 7  # gauge: exchanges that this worker may have on the server, or has, whichever is more
     WIDTH = 32
 
 
@@ -118,6 +121,11 @@ class Slab:
         """Index of the first cell of server `slot`."""
         return self._servers.offset + slot * self._servers.stride
 
+    def server_row(self, slot: int) -> memoryview:
+        """The cells of server `slot`."""
+        base = self.server_base(slot)
+        return self.cells[base : base + self._servers.stride]
+
     def clear_gauges(self, capacity: Capacity) -> None:
         """What a successor does first: its predecessor's connections are gone, its counters stay."""
         cells = self.cells
@@ -139,6 +147,8 @@ class Slab:
             _zero(cells, base + ServerCell.ACTIVE)
             _zero(cells, base + ServerCell.TUNNELS)
             _zero(cells, base + ServerCell.CONNECTIONS)
+            _zero(cells, base + ServerCell.WAITING)
+            _zero(cells, base + ServerCell.BOUND)
 
 
 def _zero(cells: memoryview, index: int) -> None:
@@ -157,13 +167,15 @@ class Scoreboard:
         self._memory = memory
         self._cells = memoryview(memory).cast("q")
         self._listeners, self._routes, self._servers, self._slab_cells = _areas(capacity)
+        self.grants = self._cells[HEADER_CELLS + capacity.workers * self._slab_cells :]
 
     @classmethod
     def create(cls, capacity: Capacity | None = None) -> Scoreboard:
         """A new, empty scoreboard in a memfd. Raises `OSError` when memory or descriptors are short."""
         capacity = capacity or Capacity()
         slab_cells = _areas(capacity)[3]
-        size = (HEADER_CELLS + capacity.workers * slab_cells) * CELL
+        grants = capacity.workers * capacity.servers
+        size = (HEADER_CELLS + capacity.workers * slab_cells + grants) * CELL
         fd = os.memfd_create("lb-scoreboard", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
         board = cls(fd, mmap.mmap(fd, size), capacity)
@@ -189,6 +201,10 @@ class Scoreboard:
             header.extend(area)
         for index, value in enumerate(header):
             self._cells[index] = value
+
+    def grant_index(self, worker: int, server: int) -> int:
+        """Index in `grants` of what worker slot `worker` may have of server `server`."""
+        return worker * self.capacity.servers + server
 
     def slab(self, worker: int) -> Slab:
         """The cells of worker slot `worker`."""

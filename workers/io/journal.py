@@ -62,7 +62,7 @@ class Journal:
             log.format.exchange(
                 logline.Exchange(
                     time.time(),
-                    exchange.client.address,
+                    exchange.client.address_for(head),
                     head.method,
                     head.target,
                     head.host,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Policies that compare the servers' load; the others need no scores.
 # Plain ints: an enum member costs a look-up per use.
 _REQUESTS = int(ServerCell.REQUESTS)
+_WAITING = int(ServerCell.WAITING)
+_BOUND = int(ServerCell.BOUND)
 # How many queued requests are looked at when a place becomes free.
 _LOOKED_AT = 32
 _SCORED = frozenset(("least-conn", "p2c", "hash"))
@@ -35,7 +37,8 @@ class Server:
     """
 
     __slots__ = (
-        "active", "addresses", "base", "idle", "index", "others", "pool", "retired", "spec", "tls", "worker",
+        "active", "addresses", "base", "grant", "idle", "index", "others", "pool", "retired", "spec", "tls",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, pool: Pool, index: int, spec: ServerSpec) -> None:
@@ -47,6 +50,7 @@ class Server:
         self.idle: list[Upstream] = []
         self.active = 0
         self.others = 0
+        self.grant = 0  # of max_connections, this worker's share as of the last tick
         self.retired = False
         self.addresses = Addresses(worker, spec)
         self.tls = worker.client_context(pool.spec.tls) if pool.spec.tls else None
@@ -72,9 +76,16 @@ class Server:
 
     @property
     def full(self) -> bool:
-        """Whether `max_connections` is reached, over all workers as far as this one knows."""
-        limit = self.spec.max_connections
-        return limit is not None and self.active >= self.worker.share(limit, self)
+        """Whether this worker's share of `max_connections` is used up."""
+        return self.spec.max_connections is not None and self.active >= self.grant
+
+    def take_grant(self, waiting: int) -> None:
+        """Takes in the share that the master grants, and answers what it is bound to."""
+        board = self.worker.board
+        self.grant = board.grants[board.grant_index(self.worker.slot, self.spec.slot)]
+        cells = self.worker.slab.cells
+        cells[self.base + _WAITING] = waiting
+        cells[self.base + _BOUND] = max(self.grant, self.active)
 
     def park(self, connection: Upstream) -> bool:
         """Keeps an idle connection for later; `False` when it is not wanted any more."""
@@ -194,13 +205,14 @@ class Pool:
 
     def refresh(self) -> None:
         """Takes in what the other workers have on the servers; once a tick, off the request path."""
+        siblings = self.worker.sibling_cells()
         for server in self.servers:
-            base = server.base
-            total = 0
-            for cells in self.worker.sibling_cells():
-                total += cells[base]
-            server.others = total
-            self.scores[server.index] = (server.active + total + 1) / server.spec.weight
+            if server.spec.max_connections is not None:
+                server.take_grant(len(self.waiting))
+            if self.scored:
+                base = server.base
+                server.others = others = sum([cells[base] for cells in siblings])
+                self.scores[server.index] = (server.active + others + 1) / server.spec.weight
         if self.waiting:
             self.serve_waiting()
 

@@ -168,8 +168,10 @@ class Pipe:
             self.worker.loop.add_writer(self.sink_fd, self._on_writable)
             return
         except OSError:
-            self.tunnel.broken(self.name)
-            return
+            # Who has sent its end and is gone, as browsers do without close_notify, needs not hear ours.
+            if not self.tunnel.both_ended():
+                self.tunnel.sink_failed(self)
+                return
         self.tunnel.direction_ended()
 
     def close(self) -> None:
@@ -307,9 +309,12 @@ class Tunnel:
 
     def direction_ended(self) -> None:
         """One direction is done; with the second the tunnel is."""
-        pipes = (self.from_client, self.from_server)
-        if all(pipe.ended and not pipe.out for pipe in pipes):
+        if self.both_ended():
             self._close()
+
+    def both_ended(self) -> bool:
+        """Whether both sides have sent their ends, and all before them was passed on."""
+        return all(pipe.ended and not pipe.out for pipe in (self.from_client, self.from_server))
 
     def sink_failed(self, pipe: Pipe) -> None:
         """The sink of `pipe` does not take bytes any more: its owner is gone."""

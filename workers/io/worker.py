@@ -82,10 +82,6 @@ class Worker:
         assert self.current is not None
         return self.current
 
-    def share(self, limit: int, server: Server) -> int:
-        """How many of `limit` exchanges on `server` may be this worker's: what the others leave."""
-        return max(0, limit - server.others)
-
     def sibling_cells(self) -> list[memoryview]:
         """The cells of the workers that are or were there besides this one."""
         return self._siblings
