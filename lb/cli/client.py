@@ -92,7 +92,7 @@ def _pid_file(config: pathlib.Path) -> pathlib.Path | None:
     except (tomllib.TOMLDecodeError, AttributeError):
         match = _PID_FILE.search(text)
         found = match[1] if match else None
-    return config.resolve().parent / found if isinstance(found, str) else None
+    return config.parent.absolute() / found if isinstance(found, str) else None
 
 
 def _only_one() -> pathlib.Path:

@@ -143,7 +143,14 @@ def _open_owned(path: pathlib.Path, user: str | None) -> int:
         fd = os.open(path, flags)
     else:
         if user is not None and os.geteuid() == 0:
-            entry = pwd.getpwnam(user)
-            os.fchown(fd, entry.pw_uid, entry.pw_gid)
+            _give_to(fd, user)
     os.set_blocking(fd, True)
     return fd
+
+
+def _give_to(fd: int, user: str) -> None:
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise DeployError(f'process.user = "{user}": no such user on this machine any more') from None
+    os.fchown(fd, entry.pw_uid, entry.pw_gid)

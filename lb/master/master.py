@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from lb.master import places, signals, spawn, status
 from lb.master import plan as plans
-from lb.master import signals, spawn, status
 from lb.master.boot import Boot
 from lb.master.command import CommandServer, Respond
 from lb.master.failures import EXIT_BOOT, StartError, reason
@@ -180,7 +180,7 @@ class Master:
 
     def _serve(self, request: Request, respond: Respond) -> None:
         """A request from the command socket."""
-        if request.config and pathlib.Path(request.config) != self._path:
+        if request.config and not places.same_file(pathlib.Path(request.config), self._path):
             respond(Reply(error=f"the lb that answers (pid {os.getpid()}) runs on {self._path}"))
             return
         match request.command:

@@ -50,8 +50,18 @@ def default() -> pathlib.Path:
 
 def second(config: pathlib.Path) -> pathlib.Path:
     """Where an instance is that found `default` taken: named after its configuration file."""
-    digest = hashlib.sha256(os.fsencode(config.absolute())).hexdigest()[:12]
+    digest = hashlib.sha256(os.path.abspath(os.fsencode(config))).hexdigest()[:12]
     return folder() / f"{_NAME}-{digest}.sock"
+
+
+def same_file(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether both name the same file, which need not be there any more."""
+    if os.path.abspath(one) == os.path.abspath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def all_defaults() -> list[pathlib.Path]:

@@ -19,15 +19,16 @@ from typing import Final
 
 from lb.config import ConfigErrors
 from lb.master import plan as plans
-from lb.master.deployment import DeployError, Deployment
+from lb.master.deployment import DeployError
 from lb.master.failures import BindError
 from lb.master.fleet import Fleet
 from lb.master.history import History
-from lb.master.listeners import Listeners, Staged
+from lb.master.listeners import Listeners
 from lb.master.loop import Loop, Timer
 from lb.master.plan import InUse, Plan
 from lb.master.report import Outcome, ReloadReport
 from lb.master.supervision import LATE
+from lb.master.transaction import Transaction
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import Commit, Committed, Prepared, Refused
@@ -44,20 +45,6 @@ class Step(enum.Enum):
     IDLE = "idle"
     PREPARING = "preparing"
     COMMITTING = "committing"
-
-
-class _Transaction:
-    """What is prepared and not committed yet."""
-
-    __slots__ = ("active", "changes", "deployment", "staged")
-
-    def __init__(
-        self, deployment: Deployment, staged: Staged, active: tuple[int, ...], changes: tuple[str, ...]
-    ) -> None:
-        self.deployment = deployment
-        self.staged = staged
-        self.active = active
-        self.changes = changes
 
 
 class Reloader:
@@ -90,7 +77,7 @@ class Reloader:
         self._replies: list[Reply] = []
         self._timer: Timer | None = None
         self._began = 0.0
-        self._transaction: _Transaction | None = None
+        self._transaction: Transaction | None = None
         self._asked: dict[int, WorkerProcess] = {}
         self._done: set[int] = set()
         self._history = History(log)
@@ -177,10 +164,14 @@ class Reloader:
         self.on_start()
         try:
             plan, changes = build()
-            self._transaction = self._stage(plan, changes)
+            self._transaction = Transaction.stage(plan, self._slots(plan), changes, self._listeners)
         except (ConfigErrors, BindError, DeployError) as error:
             self._finish(self._outcome(error=str(error)))
             return
+        except Exception as error:
+            # Whoever waits for the outcome must not wait for ever; the loop reports the fault itself.
+            self._finish(self._outcome(error=f"fault in lb: {error!r}"))
+            raise
         self.step = Step.PREPARING
         self._timer = self._loop.later(self._deadline, self._missed_deadline)
         for worker in list(self._fleet.workers.values()):
@@ -199,17 +190,11 @@ class Reloader:
         plan = self._fleet.deployment.plan
         return plan.again(self._attempt, count), (f"workers: {len(self._fleet.active)} -> {count}",)
 
-    def _stage(self, plan: Plan, changes: tuple[str, ...]) -> _Transaction:
+    def _slots(self, plan: Plan) -> tuple[int, ...]:
         active = self._fleet.slots_for(plan.workers)
         if len(active) < plan.workers:
             self._log.warning("leaving workers hold slots, reload again later", workers=len(active))
-        staged = self._listeners.stage(list(plan.listener_names), active)
-        try:
-            deployment = Deployment(plan)
-        except DeployError:
-            self._listeners.abort(staged)
-            raise
-        return _Transaction(deployment, staged, active, changes)
+        return active
 
     def _invite(self, worker: WorkerProcess) -> None:
         """Workers on their way up come later: they get what is served when they ask for it."""
@@ -241,13 +226,12 @@ class Reloader:
         if transaction is not None:
             for worker in self._asked.values():
                 self._fleet.abort(worker, transaction.deployment.generation)
-            self._listeners.abort(transaction.staged)
-            transaction.deployment.close()
+            transaction.drop(self._listeners)
         self._finish(self._outcome(error=why))
 
     # --- commit ----------------------------------------------------------------------------------------
 
-    def _commit(self, transaction: _Transaction) -> None:
+    def _commit(self, transaction: Transaction) -> None:
         """All are prepared: from here on there is no way back."""
         try:
             for slot in self._asked:

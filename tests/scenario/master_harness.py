@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def eventually(condition: Callable[[], Value], what: str, deadline: float = 10.0) -> Value:
+def eventually(condition: Callable[[], Value | None], what: str, deadline: float = 10.0) -> Value:
     """The first true value of `condition`; fails when there is none within `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
@@ -59,9 +59,11 @@ class Instance:
         self.port = free_port()
         self.workers = workers
         self.prefix = tuple(prefix)
+        self.arguments: tuple[str, ...] = ("-m", "tests.scenario.standin")
         self.binds = [f"127.0.0.1:{self.port}"]
         self.process_keys: dict[str, object] = {}
         self.extra = ""
+        self.server = "127.0.0.1:9"
         self.error_path = folder / "stderr"
         self.output_path = folder / "stdout"
         self.seen: set[int] = set()
@@ -74,7 +76,7 @@ class Instance:
         keys = {"workers": self.workers, "pid_file": "lb.pid", **self.process_keys}
         process = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         text = f"[process]\n{process}[listen.public]\nbind = {json.dumps(self.binds)}\n{self.extra}\n"
-        text += '[[route]]\nname = "all"\npool = "web"\n[pool.web]\nservers = ["127.0.0.1:9"]\n'
+        text += f'[[route]]\nname = "all"\npool = "web"\n[pool.web]\nservers = ["{self.server}"]\n'
         replacement = self.folder / "lb.toml.new"
         replacement.write_text(text)
         replacement.rename(self.config)
@@ -83,7 +85,7 @@ class Instance:
 
     def launch(self, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Starts the master without waiting for it."""
-        command = [*self.prefix, sys.executable, "-m", "tests.scenario.standin", str(self.config)]
+        command = [*self.prefix, sys.executable, *self.arguments, str(self.config)]
         with self.error_path.open("wb") as error, self.output_path.open("wb") as output:
             self.master = subprocess.Popen(
                 command,
@@ -140,7 +142,7 @@ class Instance:
                 self.master.kill()
             self.master.wait(10)
         for pid in self.seen:
-            if alive(pid) and b"standin" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            if alive(pid) and os.fsencode(self.config) in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
 
     # --- asking ----------------------------------------------------------------------------------------
