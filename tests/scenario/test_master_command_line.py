@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -99,6 +102,27 @@ def test_another_configuration_is_not_mistaken_for_it(instance: Instance) -> Non
     refused = lb("reload", "-c", str(other))
     assert refused.returncode == 1
     assert f"runs on {instance.config}" in refused.stderr
+
+
+def test_workers_hold_nothing_but_their_own(instance: Instance) -> None:
+    instance.binds.append(f"unix:{instance.folder}/front.sock")
+    instance.start()
+    for pid in children(instance.pid):
+        held = Counter(re.sub(r"\[\d+\]", "", target) for target in _targets(pid))
+        assert held.pop("/dev/null") == 1  # stdin
+        assert held.pop("/memfd:lb-scoreboard (deleted)") == 1
+        assert held.pop(str(instance.error_path)) == 1
+        assert held.pop(str(instance.output_path)) == 2  # stdout, the access log
+        assert held.pop("anon_inode:[eventpoll]") == 1
+        # Channel, this slot's TCP listener, the shared Unix one, and the event loop's wake-up pair.
+        assert held.pop("socket:") == 5
+        # The event loop's own.
+        assert held.keys() <= {"pipe:", "anon_inode:[eventfd]", "anon_inode:[io_uring]"}, held
+        assert held["pipe:"] <= 4
+
+
+def _targets(pid: int) -> list[str]:
+    return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
 
 
 def test_nothing_is_imported_after_the_first_fork(instance: Instance) -> None:
