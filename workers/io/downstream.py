@@ -29,6 +29,8 @@ READ_AHEAD: Final = 64 * 1024
 # How long and how much an ended connection is read on, so that its last response is not lost to a reset
 # (RFC 9112 section 9.6).
 LINGER: Final = 2.0
+# How long an idle connection of a stopping worker waits for a request that is on its way.
+LAST_REQUEST: Final = 0.3
 LINGER_BYTES: Final = 1024 * 1024
 
 
@@ -299,7 +301,7 @@ class Client(Endpoint):
             if self.held:
                 self._refuse_head(ProxyError(errors.HEAD_TIMEOUT))
             else:
-                self.close()
+                self._close_idle()
         elif exchange.queued:
             exchange.queue_timeout()
         elif not exchange.request_done:
@@ -330,8 +332,20 @@ class Client(Endpoint):
             readers[upstream.fd] = upstream.read_again
 
     def stop(self) -> None:
-        """The worker is stopping: an idle connection closes; one that was just accepted may still ask."""
-        if self.exchange is None and self.prefix is not None and not self.held and not self.out:
+        """The worker is stopping: an idle connection gets a moment for the request that may be on its way
+        (the answer says `Connection: close`), one that was just accepted its usual time for the first."""
+        if self._idle and self.prefix is not None:
+            self.expect(LAST_REQUEST)
+
+    @property
+    def _idle(self) -> bool:
+        return self.exchange is None and not self.held and not self.out and self.state is _State.OPEN
+
+    def _close_idle(self) -> None:
+        """Closes, unless a request has come that the loop has not reported yet: it would be reset."""
+        if self.reading:
+            self.on_readable()
+        if self.fd >= 0 and self._idle:
             self.close()
 
     def abandon(self) -> None:
