@@ -3,7 +3,8 @@ with workers that answer every connection with one JSON line about themselves.
 
 Run as `python -m tests.scenario.standin CONFIG`. What a worker does wrong is told by files beside CONFIG:
 `crash` (exits at start), `crash-prepare` (dies preparing), `refuse` (refuses to prepare), `slow`
-(accepts nothing while the file is there), `hang` (the event loop stands still when it accepts).
+(accepts nothing while the file is there), `late` (is not ready while the file
+is there), `hang` (the event loop stands still when it accepts).
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class StandIn:
         self.cells[WorkerCell.PID] = os.getpid()
         if (FOLDER / "crash").exists():
             return 3
+        while (FOLDER / "late").exists():
+            time.sleep(0.01)
         messages.send(self.channel, Ready(pid=os.getpid()))
         while not self.stopping:
             self.cells[WorkerCell.HEARTBEAT] = time.monotonic_ns()

@@ -10,12 +10,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from lb.cli.client import Unreachable, ask
-from lb.master.report import Request
+from lb.master.report import Outcome, Request
 from tests.scenario.master_harness import ROOT, Instance, alive, children, eventually, flag
 
 pytestmark = pytest.mark.scenario
@@ -204,6 +205,44 @@ def test_stragglers_are_killed_after_the_shutdown_timeout(instance: Instance) ->
     instance.signal(signal.SIGTERM)
     assert instance.wait() == 0
     assert "cause=late" in instance.errors
+
+
+def test_a_reload_during_the_first_start_waits_for_it(instance: Instance) -> None:
+    with flag(instance, "late"):
+        instance.write()
+        instance.launch()
+        eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
+        assert instance.status().state == "starting"
+        eventually(lambda: len(children(instance.pid)) == 2, "the workers")
+        instance.signal(signal.SIGHUP)
+    eventually(lambda: instance.status().reloads.succeeded == 1, "the reload")
+    assert instance.status().restarts == {}
+
+
+def test_a_stop_during_the_first_start_ends_it(instance: Instance) -> None:
+    with flag(instance, "late"):
+        instance.write()
+        instance.launch()
+        eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
+        eventually(lambda: len(children(instance.pid)) == 2, "the workers")
+        instance.signal(signal.SIGTERM)
+        instance.signal(signal.SIGINT)
+        assert instance.wait() == 0
+    assert not (instance.folder / "lb.pid").exists()
+
+
+def test_a_stop_ends_a_reload_and_tells_its_caller(instance: Instance) -> None:
+    instance.process_keys = {"wedged_after": "1h", "shutdown_timeout": "0s"}
+    instance.start()
+    os.kill(instance.pids()[0], signal.SIGSTOP)
+    outcomes: list[Outcome] = []
+    caller = threading.Thread(target=lambda: outcomes.append(instance.reload()))
+    caller.start()
+    eventually(lambda: instance.status().state == "reloading", "the reload")
+    instance.signal(signal.SIGTERM)
+    caller.join()
+    assert instance.wait() == 0
+    assert (outcomes[0].ok, outcomes[0].error) == (False, "lb is stopping")
 
 
 def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) -> None:
