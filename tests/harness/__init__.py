@@ -1,7 +1,7 @@
 """What the scenario and interop tests stand on: the real `lb`, raw clients and scriptable servers."""
 
 from tests.harness.balancer import LoadBalancer
-from tests.harness.client import RawClient, Response, fetch
+from tests.harness.client import RawClient, Response, fetch, open_clients
 from tests.harness.upstream import Connection, Upstream, reply
 from tests.harness.waiting import eventually
 
@@ -13,5 +13,6 @@ __all__ = [
     "Upstream",
     "eventually",
     "fetch",
+    "open_clients",
     "reply",
 ]

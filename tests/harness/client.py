@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -253,6 +255,13 @@ def request_bytes(
     if body is not None and not framed:
         lines.append(f"Content-Length: {len(body)}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + (body or b"")
+
+
+@contextlib.contextmanager
+def open_clients(address: Address, number: int, timeout: float = 10.0) -> Iterator[list[RawClient]]:
+    """`number` connections, closed at the end of the block."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(RawClient(address, timeout=timeout)) for _ in range(number)]
 
 
 def fetch(
