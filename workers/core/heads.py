@@ -35,7 +35,6 @@ _RESPONSE: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?" + _FIELDS + rb"\r\n\r\n"
 )
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb"++) " + _TARGET + rb" (HTTP/[0-9]\.[0-9])\r\n")
-_TRAILERS: Final = re.compile(_FIELDS + rb"\r\n\r\n")
 
 # The fields that a proxy must know. Underscores: CGI-like servers take X_Forwarded_For for X-Forwarded-For,
 # so such look-alikes are found, and dropped, too.
@@ -50,7 +49,8 @@ _KNOWN_RESPONSE: Final = re.compile(
 )
 
 # RFC 3986 section 3.2.2, without percent-encoding: names as DNS and containers have them, IPv4, [IPv6].
-_AUTHORITY: Final = re.compile(rb"([a-z0-9._-]*+|\[[0-9a-f:.]++\])(?::[0-9]{0,5}+)?")
+# No port without a host: RFC 9110 section 4.2.1 wants such a URI rejected.
+_AUTHORITY: Final = re.compile(rb"(?:([a-z0-9._-]{1,255}+|\[[0-9a-f:.]{2,45}+\])(?::[0-9]{0,5}+)?)?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*+)(.*+)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}+")
 
@@ -69,7 +69,6 @@ class RequestHead:
     __slots__ = (
         "absolute",
         "authority",
-        "expects",
         "fields",
         "host",
         "keep_alive",
@@ -95,7 +94,6 @@ class RequestHead:
     length: int
     keep_alive: bool
     upgrade: bytes
-    expects: bool
     absolute: bool
     plain: bool
     size: int
@@ -138,7 +136,6 @@ def parse_request(buffer: Buffer, start: int, end: int) -> RequestHead | None:
         head.length = 0
         head.keep_alive = head.minor == 1
         head.upgrade = b""
-        head.expects = False
         head.plain = True
     else:
         authority = _read_known_request(head, known)
@@ -148,9 +145,12 @@ def parse_request(buffer: Buffer, start: int, end: int) -> RequestHead | None:
         head.path = target.partition(b"?")[0]
     else:
         authority = _special_target(head, authority)
-    head.authority = authority
     host = _host_memo.get(authority)
-    head.host = _check_host(authority) if host is None else host
+    if host is None:
+        authority = authority.rstrip(b"\t ")
+        host = _check_host(authority)
+    head.authority = authority
+    head.host = host
     return head
 
 
@@ -161,7 +161,6 @@ def _read_known_request(head: RequestHead, known: list[tuple[bytes, bytes]]) -> 
     codings: list[bytes] = []
     connection = b""
     head.upgrade = b""
-    head.expects = False
     head.plain = False
     for name, value in known:
         if name == b"host":
@@ -174,8 +173,6 @@ def _read_known_request(head: RequestHead, known: list[tuple[bytes, bytes]]) -> 
             connection = connection + b"," + value if connection else value
         elif name == b"upgrade":
             head.upgrade = head.upgrade + b"," + value if head.upgrade else value
-        elif name == b"expect":
-            head.expects = True
     # RFC 9112 section 3.2: exactly one Host in HTTP/1.1; older clients may have none.
     if len(hosts) > 1 or (not hosts and head.minor == 1):
         raise ProxyError(errors.BAD_HOST, detail="no Host" if not hosts else "more than one Host")
@@ -229,7 +226,8 @@ def _keeps_alive(minor: int, connection: bytes) -> bool:
 
 
 def _special_target(head: RequestHead, authority: bytes) -> bytes:
-    """absolute-form and asterisk-form (RFC 9112 sections 3.2.2 and 3.2.4); returns the authority."""
+    """absolute-form and asterisk-form (RFC 9112 sections 3.2.2 and 3.2.4); returns the authority.
+    `authority` is the Host field's."""
     target = head.target
     if head.method == b"CONNECT":  # authority-form; refused by name rather than as a malformed line
         raise ProxyError(errors.METHOD_REFUSED, detail="CONNECT")
@@ -239,6 +237,7 @@ def _special_target(head: RequestHead, authority: bytes) -> bytes:
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise ProxyError(errors.BAD_REQUEST_LINE, detail="the target is neither a path nor an http URI")
+    _check_host(authority.rstrip(b"\t "))  # not used, yet section 3.2 has an invalid one refused
     # "a proxy MUST ignore the received Host header field and replace it with the host information of the
     # request-target"
     authority, target = match.groups()
@@ -257,14 +256,15 @@ def _special_target(head: RequestHead, authority: bytes) -> bytes:
 
 def _check_host(authority: bytes) -> bytes:
     """The host of a lower-case authority, remembered. Raises `ProxyError` where it is none."""
-    authority_ = authority.rstrip(b"\t ")
-    match = _AUTHORITY.fullmatch(authority_)
+    match = _AUTHORITY.fullmatch(authority)
     if match is None:
         raise ProxyError(errors.BAD_HOST, detail="Host is malformed")
+    host: bytes = match.group(1) or b""
+    host = host.removesuffix(b".")  # the root: RFC 1034 section 3.1
+    if host.endswith(b".") or (authority and not host):
+        raise ProxyError(errors.BAD_HOST, detail="Host ends in more than one dot")
     if len(_host_memo) >= _HOST_MEMO_LIMIT:
         _host_memo.clear()  # many made-up names: start anew rather than keep order for an attacker
-    host: bytes = match.group(1)
-    host = host.rstrip(b".") if host else host
     _host_memo[authority] = host
     return host
 
@@ -284,7 +284,7 @@ def _explain_request(buffer: Buffer, start: int, end: int) -> None:
         raise ProxyError(errors.BAD_VERSION, detail=match.group(3).decode("ascii"))
     if whole >= 0:
         raise ProxyError(errors.BAD_HEADER)
-    _refuse_bare_line_feed(buffer, line_end, end, errors.BAD_HEADER, "client")
+    _refuse_bare_line_feed(buffer, start, end, errors.BAD_HEADER, "client")
 
 
 def _looks_like_tls(buffer: Buffer, start: int, end: int) -> bool:
@@ -294,11 +294,8 @@ def _looks_like_tls(buffer: Buffer, start: int, end: int) -> bool:
 
 def _refuse_bare_line_feed(buffer: Buffer, start: int, end: int, refusal: errors.Refusal, side: str) -> None:
     """A head that can never match should be answered now rather than time out."""
-    position = buffer.find(b"\n", start, end)
-    while position >= 0:
-        if position and buffer[position - 1] != 0x0D:
-            raise ProxyError(refusal, side=side, detail="bare LF")
-        position = buffer.find(b"\n", position + 1, end)
+    if buffer.count(b"\n", start, end) != buffer.count(b"\r\n", start, end):
+        raise ProxyError(refusal, side=side, detail="bare LF")
 
 
 def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
@@ -390,9 +387,3 @@ def field_values(fields: bytes, name: bytes) -> list[bytes]:
         if key.lower() == name:
             values.append(value.strip(b"\t "))
     return values
-
-
-def check_trailers(block: bytes) -> bool:
-    """Whether `block` (the lines after the last chunk, with the empty line) is a well-formed trailer
-    section (RFC 9112 section 7.1.2)."""
-    return _TRAILERS.fullmatch(b"\r\n" + block) is not None or block == b"\r\n"

@@ -130,9 +130,3 @@ def unchunked(head: ResponseHead) -> None:
     """Takes the chunked coding off a head, for a client that does not know it (HTTP/1.0)."""
     if head.length == CHUNKED:
         head.fields = cut(head.fields, (b"transfer-encoding", b"trailer"))
-
-
-def strip_prefix(target: bytes, prefix: bytes) -> bytes:
-    """`target` without `prefix` (as in "/api" of the route "/api/*"); what is left begins with a slash."""
-    rest = target[len(prefix) :]
-    return rest if rest.startswith(b"/") else b"/" + rest
