@@ -47,6 +47,7 @@ class ResponseCase:
     status: int
     request: bytes = b"GET / HTTP/1.1\r\nHost: test.example\r\n\r\n"
     then: str = "close"
+    whole: bool = False
     body: str | None = None
     reason: str = ""
     complete: bool = True

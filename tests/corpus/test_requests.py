@@ -78,12 +78,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
             yield Proxy(balancer, upstream)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_request(case: RequestCase, proxy: Proxy) -> None:
+def exchange(case: RequestCase, proxy: Proxy, pieces: int) -> None:
+    """Sends the case, `pieces` bytes at a time, and compares everything that comes of it."""
     proxy.begin()
     with RawClient(proxy.balancer.address) as client:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            client.send(case.sent)  # a refusal may come, and the connection end, before the last byte
+            # A refusal may come, and the connection end, before the last byte.
+            for at in range(0, len(case.sent), pieces):
+                client.send(case.sent[at : at + pieces])
         method = "HEAD" if case.sent.startswith(b"HEAD ") else "GET"
         answers = [client.read_response(method) for _ in case.status]
         assert [answer.status for answer in answers] == case.status
@@ -94,3 +96,14 @@ def test_request(case: RequestCase, proxy: Proxy) -> None:
     assert proxy.barrier() == ([case.reason] if case.reason else [])
     assert proxy.forwarded() == case.forwarded
     assert case.partial or not proxy.upstream.malformed
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_request(case: RequestCase, proxy: Proxy) -> None:
+    exchange(case, proxy, pieces=1024 * 1024)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_request_in_pieces(case: RequestCase, proxy: Proxy) -> None:
+    """How the bytes are cut into packets must not matter."""
+    exchange(case, proxy, pieces=1 if len(case.sent) < 2000 else 700)

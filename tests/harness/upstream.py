@@ -229,6 +229,8 @@ class Upstream:
                 accepted, _ = self._listener.accept()
             except OSError:
                 return
+            if self.path is None:
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 connection = Connection(self, accepted, self.accepted)
                 self.accepted += 1
