@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
 import pathlib
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.scenario.master_harness import Instance, eventually, flag, free_port, queued
+from tests.scenario.master_harness import Instance, answer, eventually, flag, free_port, queued
 
 pytestmark = pytest.mark.scenario
 
@@ -117,19 +117,31 @@ def test_a_successor_comes_up_under_the_new_configuration(instance: Instance) ->
     assert {worker.generation for worker in instance.status().workers} == {outcome.generation}
 
 
-def test_hangups_that_come_together_are_one_reload(instance: Instance) -> None:
+def test_requests_during_a_reload_are_one_more(instance: Instance) -> None:
+    instance.process_keys = {"wedged_after": "60s"}
     instance.start()
-    os.kill(instance.pid, signal.SIGSTOP)
-    callers = [threading.Thread(target=instance.reload) for _ in range(3)]
-    for caller in callers:
-        caller.start()
-    for _ in range(20):
-        os.kill(instance.pid, signal.SIGHUP)
-    os.kill(instance.pid, signal.SIGCONT)
-    for caller in callers:
-        caller.join()
-    # One for all, and one more for whoever came after it had begun.
-    assert instance.reload().generation <= 4
+    with contextlib.ExitStack() as stack:
+        stopped = instance.pids()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        first = stack.enter_context(asked(instance))
+        eventually(lambda: instance.status().state == "reloading", "the reload")
+        callers = [stack.enter_context(asked(instance)) for _ in range(5)]
+        for _ in range(3):
+            instance.signal(signal.SIGHUP)
+            assert instance.status().state == "reloading"
+        os.kill(stopped, signal.SIGCONT)
+        outcomes = [answer(caller)["outcome"] for caller in (first, *callers)]
+    assert all(outcome["ok"] for outcome in outcomes)
+    assert [outcome["generation"] for outcome in outcomes] == [2, 3, 3, 3, 3, 3]
+    assert instance.status().reloads.succeeded == 2
+
+
+def asked(instance: Instance) -> socket.socket:
+    """A connection to the command socket that has asked for a reload."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{instance.folder}/lb.command.sock")
+    connection.sendall(b'{"command": "reload"}\n')
+    return connection
 
 
 def test_listeners_come_and_go(instance: Instance) -> None:
