@@ -18,7 +18,7 @@ from workers.contract import errors
 from workers.contract.errors import ProxyError
 from workers.core.heads import Buffer
 
-# Chunk extensions and the trailer section are bounded: they are nobody's payload.
+# Chunk extensions and the trailer section are bounded: they are nobody's payload. In bytes, with CRLF.
 MAX_LINE: Final = 4096
 MAX_TRAILERS: Final = 16 * 1024
 
@@ -32,6 +32,7 @@ _FORBIDDEN_TRAILERS: Final = frozenset(
         b"content-type", b"cookie", b"expect", b"forwarded", b"host", b"keep-alive", b"proxy-authenticate",
         b"proxy-authorization", b"proxy-connection", b"set-cookie", b"te", b"trailer", b"transfer-encoding",
         b"upgrade", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto",
+        b"x-request-id",
     )
 )  # fmt: skip
 
@@ -102,17 +103,20 @@ class ChunkedBody:
         if match is None:
             self._incomplete_line(buffer, position, end)
             return position
-        if match.end() - position > MAX_LINE:
-            raise self._error("chunk line is too long")
         self._left = int(match.group(1), 16)
-        if not self._payload_only:
-            if match.group(2) is None:
-                self._keep(position, match.end())
-            else:
-                self._keep(position, match.end(1))
-                self._keep(match.end() - 2, match.end())
+        if match.group(2) is not None:
+            self._extended(position, match.end(1), match.end())
+        elif not self._payload_only:
+            self._keep(position, match.end())
         self._state = _State.DATA if self._left else _State.TRAILERS
         return match.end()
+
+    def _extended(self, start: int, extension: int, end: int) -> None:
+        if end - start > MAX_LINE:
+            raise self._error("chunk line is too long")
+        if not self._payload_only:
+            self._keep(start, extension)
+            self._keep(end - 2, end)
 
     def _end(self, buffer: Buffer, position: int, end: int) -> int:
         if end - position < 2:
@@ -136,17 +140,20 @@ class ChunkedBody:
         if match is None:
             self._incomplete_line(buffer, position, end)
             return position
-        self._trailers += match.end() - position
-        if self._trailers > MAX_TRAILERS:
+        length = match.end() - position
+        self._trailers += length
+        if length > MAX_LINE or self._trailers > MAX_TRAILERS:
             raise self._error("trailers are too large")
-        if not self._payload_only and match.group(1).lower() not in _FORBIDDEN_TRAILERS:
+        # CGI-like servers take X_Forwarded_For for X-Forwarded-For.
+        name = match.group(1).lower().replace(b"_", b"-")
+        if not self._payload_only and name not in _FORBIDDEN_TRAILERS:
             self._keep(position, match.end())
         return match.end()
 
     def _incomplete_line(self, buffer: Buffer, position: int, end: int) -> None:
         if buffer.find(b"\n", position, end) >= 0:
             raise self._error("malformed chunk line")
-        if end - position > MAX_LINE:
+        if end - position >= MAX_LINE:  # its LF is still to come
             raise self._error("chunk line is too long")
 
     def _keep(self, start: int, end: int) -> None:
