@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import Connection, RawClient, eventually, fetch, reply
 from tests.harness.client import request_bytes
+from tests.harness.ports import free_port
 from tests.harness.settings import settings
 
 pytestmark = pytest.mark.scenario
@@ -293,3 +294,16 @@ def test_header_rules_apply_both_ways(balancer: StartBalancer, upstream: StartUp
     assert head.get("x-edge") == "1"
     assert head.get("x-secret") is None
     assert head.get("x-other") == "3"
+
+
+@pytest.mark.parametrize("bind", ["[::1]:{port}", ":{port}", "127.0.0.1:{port}"])
+def test_addresses_of_both_families(bind: str, balancer: StartBalancer, upstream: StartUpstream) -> None:
+    port = free_port()
+    server = upstream()
+    lb = balancer(settings([server.address], listen={"bind": [bind.format(port=port)]}))
+    hosts = {"[": ["::1"], ":": ["::1", "127.0.0.1"], "1": ["127.0.0.1"]}[bind[0]]
+    for host in hosts:
+        assert fetch((host, port)).status == 200
+        assert server.requests[-1].head.get("x-forwarded-for") == host
+    clients = {line["client"] for line in lb.wait_access(len(hosts), status=200)}
+    assert clients == set(hosts)

@@ -167,6 +167,20 @@ def test_redirect_https(
     assert not server.requests
 
 
+def test_a_host_that_another_certificate_is_for_is_misdirected(
+    balancer: StartBalancer, upstream: StartUpstream, authority: Authority, tmp_path: Path
+) -> None:
+    """RFC 9110 section 15.5.20: the client has reused a connection that was not made for this host."""
+    server = upstream()
+    lb = balancer(tables([server.address], tmp_path))
+    with open_tls(lb, authority, "a.example") as client:
+        assert client.request("/", host="a.example").status == 200
+        assert client.request("/", host="x.wild.example").status == 421
+        assert client.request("/", host="a.example").status == 200
+    assert len(server.requests) == 2
+    lb.wait_access(status=421, reason="misdirected")
+
+
 def test_plain_http_to_a_tls_port_is_told_so(
     balancer: StartBalancer, upstream: StartUpstream, authority: Authority, tmp_path: Path
 ) -> None:

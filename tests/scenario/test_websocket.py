@@ -295,3 +295,38 @@ def test_the_handshake_may_follow_other_requests_in_one_packet(
         response = client.read_response()
         assert response.header("sec-websocket-accept") == ws.accept_token(key)
         assert ws.read_frame(client).payload == b"early"
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_reset_right_behind_data_is_noticed(
+    who: str, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    """Event loops may stop watching a socket after one look at a RST that came together with data."""
+    ended: list[bytes] = []
+
+    def handler(connection: Connection) -> None:
+        head = connection.read_head()
+        assert head is not None
+        connection.send(accepting(head))
+        if who == "server":
+            connection.read_exactly(2)
+            connection.send(b"last words")
+            connection.reset()
+            return
+        try:
+            while data := connection.receive():
+                ended.append(data)
+        finally:
+            ended.append(b"end")
+
+    lb = balancer(settings([upstream(handler).address], workers=1))
+    for _ in range(10):
+        with ws.connect(lb.address) as client:
+            client.send(b"go")
+            if who == "server":
+                client.read_until_closed()
+            else:
+                client.reset()
+    if who == "client":
+        eventually(lambda: ended.count(b"end") == 10, "the server sees the end of each tunnel")
+    eventually(lambda: tunnels(lb) == 0, "the tunnels are closed")

@@ -1,0 +1,96 @@
+"""The graceful stop, as connections see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.conftest import StartBalancer, StartUpstream
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, reply
+from tests.harness import websocket as ws
+from tests.harness.client import request_bytes
+from tests.harness.settings import settings
+
+pytestmark = pytest.mark.scenario
+
+
+def closed_for_new(lb: LoadBalancer) -> bool:
+    """Whether nobody listens any more."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", lb.port)) != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_what_is_in_flight_ends_in_order(
+    number: signal.Signals, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    opened = threading.Event()
+
+    def slow(connection: Connection) -> None:
+        while (request := connection.read_request()) is not None:
+            if request.target == "/hold":
+                opened.wait(20)
+            connection.send(reply(b"ok"))
+
+    server = upstream(slow)
+    lb = balancer(settings([server.address]))
+    with RawClient(lb.address) as busy, RawClient(lb.address) as idle:
+        assert idle.request("/").status == 200
+        busy.send(request_bytes("/hold"))
+        eventually(lambda: len(server.requests) == 2, "the request is with the server")
+        lb.send_signal(number)
+        eventually(lambda: closed_for_new(lb), "nobody listens any more")
+        assert idle.read_to_end() == b""
+        opened.set()
+        response = busy.read_response()
+        assert (response.body, response.header("connection")) == (b"ok", "close")
+        assert busy.read_to_end() == b""
+    lb.stop(number=number)
+
+
+def test_an_upload_in_flight_is_finished(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    lb = balancer(settings([upstream().address]))
+    with RawClient(lb.address) as client:
+        request = request_bytes("/", method="POST", body=b"x" * 100_000)
+        client.send(request[:50_000])
+        eventually(lambda: sum(w["connections"] for w in lb.status()["workers"]) == 1, "it is in flight")
+        lb.send_signal(signal.SIGTERM)
+        eventually(lambda: closed_for_new(lb), "nobody listens any more")
+        client.send(request[50_000:])
+        assert client.read_response().body.endswith(b"x" * 100_000)
+
+
+def test_tunnels_live_until_the_shutdown_timeout(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    process = {"shutdown_timeout": "1s"}
+    lb = balancer(settings([upstream(ws.serve_echo).address], process=process))
+    with ws.connect(lb.address) as client:
+        lb.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        eventually(lambda: closed_for_new(lb), "nobody listens any more")
+        client.send(ws.frame(b"still here", masked=True))
+        assert ws.read_frame(client).payload == b"still here"
+        client.read_until_closed()
+        assert 0.5 < time.monotonic() - started < 4
+    lb.stop()
+
+
+def test_connections_in_the_accept_queue_are_served(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    """What the kernel had accepted for us before the stop is answered, not reset."""
+    lb = balancer(settings([upstream().address]))
+    pids = lb.worker_pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    clients = [RawClient(lb.address, timeout=15) for _ in range(20)]
+    for client in clients:
+        client.send(request_bytes("/queued"))
+    lb.send_signal(signal.SIGTERM)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    for client in clients:
+        assert client.read_response().text == "up GET /queued "
+        client.close()
