@@ -6,7 +6,7 @@ the operator's rules are applied last. Fields that nobody has to know travel as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from workers.contract.snapshot import HeaderRules
@@ -15,26 +15,39 @@ from workers.core.heads import CHUNKED, RequestHead, ResponseHead, tokens
 # Known fields that stay: everything else among the known ones is ours to replace or to take out.
 _KEPT_REQUEST: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 _KEPT_RESPONSE: Final = frozenset((b"content-length", b"transfer-encoding"))
+# Searched for one by one; more of them are looked up line by line.
+_FEW_NAMES: Final = 16
 # Connection may not take out what frames or routes the message.
 _NOT_NOMINATED: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive", b"upgrade", b"")
 )
 
 
-def cut(fields: bytes, names: Iterable[bytes]) -> bytes:
+def cut(fields: bytes, names: Collection[bytes]) -> bytes:
     """`fields` without the lines whose (lower-case) names are given, however often they occur."""
+    if len(names) > _FEW_NAMES:
+        return _cut_by_line(fields, names)
     lowered = fields.lower()
     for name in names:
         needle = b"\r\n" + name + b":"
         start = lowered.find(needle)
-        while start >= 0:
-            end = lowered.find(b"\r\n", start + 2)
-            if end < 0:
-                end = len(fields)
-            fields = fields[:start] + fields[end:]
-            lowered = lowered[:start] + lowered[end:]
-            start = lowered.find(needle, start)
+        if start < 0:
+            continue
+        end = lowered.find(b"\r\n", start + 2)
+        if end < 0:
+            end = len(fields)
+        fields = fields[:start] + fields[end:]
+        lowered = lowered[:start] + lowered[end:]
+        if lowered.find(needle, start) >= 0:
+            return _cut_by_line(fields, names)
     return fields
+
+
+def _cut_by_line(fields: bytes, names: Collection[bytes]) -> bytes:
+    # Slower for a usual head, yet one pass whatever a peer thinks up.
+    names = frozenset(names)
+    lines = fields.split(b"\r\n")
+    return b"\r\n".join([line for line in lines if line.partition(b":")[0].lower() not in names])
 
 
 class Rules:
@@ -89,7 +102,8 @@ def _request_fields(head: RequestHead, fields: bytes) -> bytes:
     for name, value in head.known:
         if name == b"host":
             has_host = True
-        elif name not in _KEPT_REQUEST:
+        elif name not in _KEPT_REQUEST or (name == b"expect" and head.minor == 0):
+            # Nobody waits for a 100 in HTTP/1.0: the expectation is ignored (RFC 9110 section 10.1.1).
             drop.append(name)
             if name == b"connection":
                 drop.extend(option for option in tokens(value) if option not in _NOT_NOMINATED)
