@@ -8,6 +8,7 @@ scheme 6, with the lazy re-insertion of the Linux kernel's old timer wheel).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 NEVER: Final = float("inf")
@@ -69,7 +70,8 @@ class Wheel:
                 del self._buckets[bucket]
 
     def advance(self, now: float) -> None:
-        """Calls `on_deadline` of everything that is due at `now`, and moves what is not yet."""
+        """Calls `on_deadline` of everything that is due at `now`, and moves what is not yet. What a handler
+        raises comes out of here; the items behind it are due at the next call."""
         current = int(now / TICK)
         if current - self._next > len(self._buckets):
             # The loop stood still for long: look at what there is rather than at every bucket between.
@@ -77,12 +79,28 @@ class Wheel:
         else:
             passed = [bucket for bucket in range(self._next, current + 1) if bucket in self._buckets]
         self._next = current + 1
+        try:
+            for bucket in passed:
+                self._empty(bucket, now)
+        except BaseException:
+            self._put_back(passed)
+            raise
+
+    def _empty(self, bucket: int, now: float) -> None:
+        members = self._buckets.get(bucket)
+        # What `on_deadline` drops or moves leaves this very set; what it adds goes into later buckets.
+        while members:
+            item = members.pop()
+            item.due = NEVER
+            if item.deadline <= now:
+                item.on_deadline()
+            elif item.deadline != NEVER:
+                self.move(item)
+        self._buckets.pop(bucket, None)
+
+    def _put_back(self, passed: Iterable[int]) -> None:
+        """One handler failed; the others are called at the next `advance`."""
         for bucket in passed:
             for item in self._buckets.pop(bucket, ()):
-                if item.due is NEVER or round(item.due / TICK) != bucket:
-                    continue  # closed or moved by one that came before it in this very bucket
                 item.due = NEVER
-                if item.deadline <= now:
-                    item.on_deadline()
-                elif item.deadline is not NEVER:
-                    self.move(item)
+                self.move(item)
