@@ -25,6 +25,7 @@ class Script:
         self._lock = threading.Lock()
         self._case: ResponseCase | None = None
         self._pieces = 1
+        self.connections: list[int] = []
         self.upstream = Upstream(self._serve)
 
     def arm(self, case: ResponseCase, pieces: int) -> None:
@@ -32,9 +33,11 @@ class Script:
         with self._lock:
             self._case = case
             self._pieces = pieces
+            self.connections.clear()
 
     def _serve(self, connection: Connection) -> None:
         while (request := connection.read_request()) is not None:
+            self.connections.append(connection.number)
             with self._lock:
                 case = self._case if request.target != "/next" else None
                 self._case = None if case else self._case
@@ -107,5 +110,7 @@ def test_response(case: ResponseCase, pieces: int, script: tuple[Script, LoadBal
             assert client.read_response().body == b"next"
     with RawClient(balancer.address) as client:
         assert client.request("/next").body == b"next"
+    if case.whole:  # such a connection is not used again
+        assert scripted.connections[0] not in scripted.connections[1:]
     if case.reason:
         balancer.wait_access(reason=case.reason, status=case.status)
