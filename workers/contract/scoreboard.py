@@ -10,8 +10,8 @@ Layout (8-byte cells, native byte order)::
 
 A slab holds the worker's own cells, then one row per listener, route and server. Aligned 8-byte cells do
 not tear here, so a reader needs no lock; a row is not a transaction. Pages that nobody touches cost
-nothing, so the capacities are generous: a configuration beyond them is refused by name. Areas are found
-through the header, so that a later format can append areas and widen rows.
+nothing, so the capacities are generous: a configuration beyond them is refused by name. The header states the
+layout, so that one that this code would misread is refused.
 
 Gauges go up and down and are signed; counters only grow.
 """
@@ -137,24 +137,18 @@ class Slab:
         ):
             cells[cell] = 0
         for slot in range(capacity.listeners):
-            _zero(cells, self.listener_base(slot) + ListenerCell.CONNECTIONS)
+            cells[self.listener_base(slot) + ListenerCell.CONNECTIONS] = 0
         for slot in range(capacity.routes):
             base = self.route_base(slot)
-            _zero(cells, base + RouteCell.IN_FLIGHT)
-            _zero(cells, base + RouteCell.TUNNELS)
+            cells[base + RouteCell.IN_FLIGHT] = 0
+            cells[base + RouteCell.TUNNELS] = 0
         for slot in range(capacity.servers):
             base = self.server_base(slot)
-            _zero(cells, base + ServerCell.ACTIVE)
-            _zero(cells, base + ServerCell.TUNNELS)
-            _zero(cells, base + ServerCell.CONNECTIONS)
-            _zero(cells, base + ServerCell.WAITING)
-            _zero(cells, base + ServerCell.BOUND)
-
-
-def _zero(cells: memoryview, index: int) -> None:
-    # Writing would touch, and so cost, a page that was never used.
-    if cells[index]:
-        cells[index] = 0
+            cells[base + ServerCell.ACTIVE] = 0
+            cells[base + ServerCell.TUNNELS] = 0
+            cells[base + ServerCell.CONNECTIONS] = 0
+            cells[base + ServerCell.WAITING] = 0
+            cells[base + ServerCell.BOUND] = 0
 
 
 class Scoreboard:
@@ -173,9 +167,7 @@ class Scoreboard:
     def create(cls, capacity: Capacity | None = None) -> Scoreboard:
         """A new, empty scoreboard in a memfd. Raises `OSError` when memory or descriptors are short."""
         capacity = capacity or Capacity()
-        slab_cells = _areas(capacity)[3]
-        grants = capacity.workers * capacity.servers
-        size = (HEADER_CELLS + capacity.workers * slab_cells + grants) * CELL
+        size = _size(capacity)
         fd = os.memfd_create("lb-scoreboard", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
         board = cls(fd, mmap.mmap(fd, size), capacity)
@@ -189,17 +181,17 @@ class Scoreboard:
         if size < HEADER_CELLS * CELL:
             raise ScoreboardError("too short for a scoreboard")
         memory = mmap.mmap(fd, size)
-        header = memoryview(memory).cast("q")[:8].tolist()
+        header = memoryview(memory).cast("q")[:HEADER_CELLS].tolist()
         if header[0] != MAGIC or header[1] != FORMAT:
             raise ScoreboardError(f"no scoreboard of format {FORMAT}")
-        return cls(fd, memory, Capacity(*header[2:6]))
+        capacity = Capacity(*header[2:6])
+        expected = _header(capacity)
+        if header[: len(expected)] != expected or size != _size(capacity):
+            raise ScoreboardError("the scoreboard is laid out otherwise, or cut short")
+        return cls(fd, memory, capacity)
 
     def _write_header(self) -> None:
-        areas = (self._listeners, self._routes, self._servers)
-        header = [MAGIC, FORMAT, *self.capacity, self._slab_cells, len(areas)]
-        for area in areas:
-            header.extend(area)
-        for index, value in enumerate(header):
+        for index, value in enumerate(_header(self.capacity)):
             self._cells[index] = value
 
     def grant_index(self, worker: int, server: int) -> int:
@@ -226,3 +218,14 @@ def _areas(capacity: Capacity) -> tuple[_Area, _Area, _Area, int]:
     cells = servers.offset + capacity.servers * servers.stride
     page = mmap.PAGESIZE // CELL
     return listeners, routes, servers, -(-cells // page) * page
+
+
+def _header(capacity: Capacity) -> list[int]:
+    *areas, slab_cells = _areas(capacity)
+    return [MAGIC, FORMAT, *capacity, slab_cells, len(areas), *(value for area in areas for value in area)]
+
+
+def _size(capacity: Capacity) -> int:
+    """Bytes of the whole."""
+    grants = capacity.workers * capacity.servers
+    return (HEADER_CELLS + capacity.workers * _areas(capacity)[3] + grants) * CELL
