@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-import uvloop
-
 from workers.contract.scoreboard import Scoreboard
 from workers.io.worker import Worker
 
@@ -15,11 +13,10 @@ def run(slot: int, channel: socket.socket, board: Scoreboard) -> int:
 
     The launcher has reset the signals, closed foreign descriptors and dropped privileges before.
     """
-    loop = uvloop.new_event_loop()
-    worker = Worker(loop, slot, channel, board)
+    worker = Worker(slot, channel, board)
     try:
         worker.start()
-        return loop.run_until_complete(worker.finished)
+        worker.loop.run()
     finally:
         worker.close()
-        loop.close()
+    return 0

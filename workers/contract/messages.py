@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from workers.contract.snapshot import DECODE_ERRORS
+
 MAX_BYTES = 64 * 1024
 MAX_FDS = 253
 _SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
@@ -174,7 +176,7 @@ def receive(channel: socket.socket) -> tuple[AnyMessage, list[int]] | None:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ChannelError("truncated message")
         return _decoder.decode(data), fds
-    except (ChannelError, msgspec.MsgspecError) as error:
+    except (ChannelError, *DECODE_ERRORS) as error:
         for fd in fds:
             socket.close(fd)
         if isinstance(error, ChannelError):

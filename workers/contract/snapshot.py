@@ -212,6 +212,9 @@ class Snapshot(Spec, frozen=True, kw_only=True):
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 
+# What msgspec raises for damaged bytes: text that is no UTF-8 and deep nesting have errors of their own.
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class SnapshotError(ValueError):
     """A snapshot that this code can't serve: damaged, or of another format."""
@@ -226,7 +229,7 @@ def decode(data: bytes | memoryview) -> Snapshot:
     """The snapshot in `data`. Raises `SnapshotError` where it is damaged or of another format."""
     try:
         snapshot = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise SnapshotError(f"snapshot can't be decoded: {error}") from error
     if snapshot.format != FORMAT:
         raise SnapshotError(f"snapshot has format {snapshot.format}, this code reads {FORMAT}")

@@ -21,8 +21,6 @@ from workers.io.exchange import Exchange
 from workers.io.tls import Handshake, Stream, TlsError, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from workers.io.listening import Listener
 
 READ_AHEAD: Final = 64 * 1024
@@ -322,14 +320,6 @@ class Client(Endpoint):
     def release(self) -> Stream:
         self.worker.clients.discard(self)
         return super().release()
-
-    def add_readers(self, readers: dict[int, Callable[[], None]], lately: float) -> None:
-        """Adds what is being read for this client to `readers`, for the sweep."""
-        if self.reading:
-            readers[self.fd] = self.read_again
-        upstream = self.exchange.upstream if self.exchange is not None else None
-        if upstream is not None and upstream.reading and not upstream.connecting:
-            readers[upstream.fd] = upstream.read_again
 
     def stop(self) -> None:
         """The worker is stopping: an idle connection gets a moment for the request that may be on its way

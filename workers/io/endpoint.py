@@ -69,11 +69,6 @@ class Endpoint:
         """The deadline passed."""
         raise NotImplementedError
 
-    def read_again(self) -> None:
-        """The sweep found an error that the loop has not reported."""
-        if self.reading:
-            self.on_readable()
-
     def resume(self) -> None:
         """Watches for bytes (again)."""
         if not self.reading and self.fd >= 0:

@@ -213,6 +213,8 @@ class Exchange(ResponseSide):
         self.sent_at = time.monotonic()
         timeout = self.pool.spec.timeouts.response_head
         upstream.send(self.first)
+        if self.upstream is not upstream:
+            return  # it failed at once, and another one was tried
         if not upstream.out:
             upstream.expect(timeout)
         if not self.request_done:

@@ -113,7 +113,6 @@ class Server:
         self.retired = True
         for connection in tuple(self.idle):
             connection.close()
-        self.addresses.close()
 
     def address(self) -> Address | None:
         """Where to connect to, or `None` while its name is not resolved."""

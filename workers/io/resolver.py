@@ -1,12 +1,11 @@
 """Where a server is: an address as it stands, or a name that is resolved without blocking the loop.
 
-A name is looked up in the loop's thread pool (getaddrinfo, so /etc/hosts and nsswitch apply) when it is
+A name is looked up in a thread (getaddrinfo, so /etc/hosts and nsswitch apply) when it is
 first needed and again every `REFRESH` seconds while it is in use. A failing resolver keeps the last answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -32,7 +31,7 @@ class Address(NamedTuple):
 class Addresses:
     """The addresses of one server. `current()` gives one, turning through all that a name has."""
 
-    __slots__ = ("_found", "_next_lookup", "_spec", "_task", "_turn", "_waiting", "_worker", "error")
+    __slots__ = ("_found", "_next_lookup", "_running", "_spec", "_turn", "_waiting", "_worker", "error")
 
     def __init__(self, worker: Worker, spec: ServerSpec) -> None:
         self._worker = worker
@@ -40,7 +39,7 @@ class Addresses:
         self._found: list[Address] = []
         self._turn = 0
         self._next_lookup = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._running = False
         self._waiting: list[Callable[[], None]] = []
         self.error = ""
         if spec.path is not None:
@@ -65,38 +64,43 @@ class Addresses:
 
     def wait(self, callback: Callable[[], None]) -> None:
         """Calls `callback` once the running look-up has ended, whatever came of it."""
-        if self._task is None:
-            self._look_up()
+        self._look_up()
         self._waiting.append(callback)
 
     def _look_up(self) -> None:
-        if self._task is None:
-            self._task = self._worker.start_task(self._resolve())
-
-    async def _resolve(self) -> None:
-        try:
-            answers = await self._worker.loop.getaddrinfo(
-                self._spec.host or "", self._spec.port, type=socket.SOCK_STREAM
+        """Starts a look-up, unless one runs: one at a time for a server."""
+        if not self._running:
+            self._running = True
+            answer: list[Address | OSError] = []
+            self._worker.loop.in_thread(
+                lambda: answer.extend(_ask(self._spec.host or "", self._spec.port)),
+                lambda: self._answered(answer),
             )
-            self._found = [Address(family, sockaddr) for family, _, _, _, sockaddr in answers]
+
+    def _answered(self, answer: list[Address | OSError]) -> None:
+        self._running = False
+        found = [address for address in answer if isinstance(address, Address)]
+        if found:
+            self._found = found
             self.error = ""
             self._next_lookup = self._worker.now + REFRESH
-        except OSError as error:
-            self.error = str(error)
+        else:
+            self.error = str(answer[0]) if answer else "no address"
             self._next_lookup = self._worker.now + RETRY
             self._worker.log.warning(
-                "name lookup failed", server=self._spec.name, host=self._spec.host, error=error
+                "name lookup failed", server=self._spec.name, host=self._spec.host, error=self.error
             )
-        finally:
-            self._task = None
-            waiting, self._waiting = self._waiting, []
-            for callback in waiting:
-                callback()
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
 
-    def close(self) -> None:
-        """Ends a running look-up."""
-        if self._task is not None:
-            self._task.cancel()
+
+def _ask(host: str, port: int) -> list[Address | OSError]:
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return [error]
+    return [Address(family, sockaddr) for family, _, _, _, sockaddr in answers]
 
 
 def literal(host: str, port: int) -> list[Address]:

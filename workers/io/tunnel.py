@@ -19,8 +19,6 @@ from workers.io.endpoint import reset
 from workers.io.tls import Stream, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from workers.io.listening import Listener
     from workers.io.plan import Route
     from workers.io.pool import Server
@@ -129,11 +127,6 @@ class Pipe:
             self._pass_end()
         else:
             self.resume()
-
-    def read_again(self) -> None:
-        """The sweep found an error that the loop has not reported."""
-        if self.reading:
-            self.on_readable()
 
     def resume(self) -> None:
         """Reads the source (again)."""
@@ -282,13 +275,6 @@ class Tunnel:
         deadline = self.worker.now + PAUSED_SWEEP
         if deadline < self.deadline:
             self.worker.wheel.arm(self, deadline)
-
-    def add_readers(self, readers: dict[int, Callable[[], None]], lately: float) -> None:
-        """Adds what is being read here to `readers`, for the sweep, if bytes passed since `lately`."""
-        if self.seen >= lately and self.open:
-            for pipe in (self.from_client, self.from_server):
-                if pipe.reading:
-                    readers[pipe.source_fd] = pipe.read_again
 
     def on_deadline(self) -> None:
         """Idle, too old, or paused and to be looked at."""

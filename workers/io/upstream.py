@@ -49,27 +49,19 @@ class Upstream(Endpoint):
     # --- connecting ----------------------------------------------------------------------------------
 
     def start(self, sockaddr: object) -> None:
-        """Connects without waiting; the exchange hears `connected` or `upstream_failed`."""
+        """Connects without waiting; the exchange hears `connected` or `upstream_failed`.
+
+        The request is offered at once: nearby the connection stands by then, and farther off it waits in
+        `out` as it would for a slow server. That saves two rounds through epoll and a getsockopt.
+        """
         result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
-        if result == 0:
+        if result in (0, errno.EINPROGRESS):
+            self.connecting = result != 0
             self._established()
-        elif result == errno.EINPROGRESS:
-            self.writing = True
-            self.worker.loop.add_writer(self.fd, self._on_connected)
-            self.expect(self.server.pool.spec.timeouts.connect)
         else:  # EAGAIN is a Unix socket whose accept queue is full
             self._connect_failed(os.strerror(result))
 
-    def _on_connected(self) -> None:
-        result = cast(RawSocket, self.sock).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if result:
-            self._connect_failed(os.strerror(result))
-        else:
-            self._established()
-
     def _established(self) -> None:
-        self.connecting = False
-        self.unwatch_writing()
         self.resume()
         if self.exchange is not None:
             self.exchange.connected()
@@ -99,6 +91,8 @@ class Upstream(Endpoint):
             return
         self.total += len(data)
         self.write(data)
+        if self.connecting and len(self.out) < len(data):
+            self.connecting = False
 
     def on_readable(self) -> None:
         exchange = self.exchange
@@ -115,7 +109,10 @@ class Upstream(Endpoint):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            exchange.upstream_lost(error)
+            if self.connecting:
+                self._connect_failed(str(error))
+            else:
+                exchange.upstream_lost(error)
             return
         if size == 0:
             self.pause()
@@ -123,14 +120,26 @@ class Upstream(Endpoint):
             return
         exchange.receive(size)
 
+    def _on_writable(self) -> None:
+        before = len(self.out)
+        super()._on_writable()
+        if self.connecting and not self.broken and len(self.out) < before:
+            self.connecting = False
+            if self.exchange is not None:
+                self.exchange.upstream_drained()
+
     def on_drained(self) -> None:
         if self.exchange is not None:
             self.exchange.upstream_drained()
 
     def on_blocked(self) -> None:
-        self.expect(self.server.pool.spec.timeouts.body_idle)
+        timeouts = self.server.pool.spec.timeouts
+        self.expect(timeouts.connect if self.connecting else timeouts.body_idle)
 
     def on_error(self, error: OSError) -> None:
+        if self.connecting:
+            self._connect_failed(str(error))
+            return
         self.broken = True
         self.out = b""
         self.unwatch_writing()
@@ -192,7 +201,25 @@ class TlsUpstream(Upstream):
 
     sock: TlsStream
 
-    def _established(self) -> None:
+    def start(self, sockaddr: object) -> None:
+        result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
+        if result == 0:
+            self._begin_tls()
+        elif result == errno.EINPROGRESS:
+            self.writing = True
+            self.worker.loop.add_writer(self.fd, self._on_connected)
+            self.expect(self.server.pool.spec.timeouts.connect)
+        else:
+            self._connect_failed(os.strerror(result))
+
+    def _on_connected(self) -> None:
+        result = cast(RawSocket, self.sock).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result:
+            self._connect_failed(os.strerror(result))
+        else:
+            self._begin_tls()
+
+    def _begin_tls(self) -> None:
         context = self.server.tls
         assert context is not None
         self.unwatch_writing()
@@ -221,7 +248,8 @@ class TlsUpstream(Upstream):
             loop.add_reader(self.fd, self._shake_hands)
             return
         self.reading = False  # `resume` puts the real reader in the place of the handshake's
-        super()._established()
+        self.connecting = False
+        self._established()
 
     def _tls_failed(self, error: OSError) -> None:
         self._fail(ProxyError(errors.UPSTREAM_TLS, side="upstream", retry=Retry.SAFE, detail=str(error)))

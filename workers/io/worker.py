@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import socket
 import time
-from collections.abc import Coroutine, Iterable
+import traceback
+from collections.abc import Iterable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages, snapshot
 from workers.contract.errorlog import ErrorLog
@@ -19,7 +19,7 @@ from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io.journal import Journal
 from workers.io.listening import Acceptor, Listener
 from workers.io.plan import Plan, PlanError, Prepared
-from workers.io.sweep import Sweep
+from workers.io.reactor import Reactor
 from workers.io.tls import TlsStream
 from workers.io.tls_context import TlsSetupError, client_context, server_name
 
@@ -40,10 +40,9 @@ class Worker:
     """All that the connections of one worker share. `now` is the coarse clock: monotonic seconds as of the
     last tick, good for timeouts and nothing else."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, slot: int, channel: socket.socket, board: Scoreboard
-    ) -> None:
-        self.loop = loop
+    def __init__(self, slot: int, channel: socket.socket, board: Scoreboard) -> None:
+        self.log = ErrorLog(f"worker {slot}")
+        self.loop = Reactor(self._failed)
         self.slot = slot
         self.channel = channel
         self.board = board
@@ -53,7 +52,6 @@ class Worker:
         self.view = memoryview(self.buffer)
         self.now = time.monotonic()
         self.wheel = Wheel(self.now)
-        self.log = ErrorLog(f"worker {slot}")
         self.random_bits = random.Random().getrandbits
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
@@ -63,12 +61,9 @@ class Worker:
         self.acceptors: list[Acceptor] = []
         self.journal: Journal | None = None
         self.stopping = False
-        self.finished: asyncio.Future[int] = loop.create_future()
         self._deadline = NEVER
         self._siblings: list[memoryview] = []
-        self._tick_at = loop.time() + TICK
-        self._sweep = Sweep(self)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tick_at = self.now
         self._attached: list[tuple[object, int]] = []
         self._prepared: Prepared | None = None
         self._date = ""
@@ -94,17 +89,10 @@ class Worker:
             self._date = formatdate(now, usegmt=True)
         return self._date
 
-    def start_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs a coroutine of the cold path; held until it is done, and a failure of it is logged."""
-        task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("task failed", error=repr(error))
+    def _failed(self, error: BaseException) -> None:
+        """A callback of the loop let an exception through: a bug of ours, told with its place."""
+        trace = "".join(traceback.format_exception(error)[-3:])
+        self.log.error("fault in the worker", error=repr(error), trace=trace)
 
     def client_context(self, tls: UpstreamTls) -> ssl.SSLContext:
         """The TLS context for the servers of a pool. Raises `TlsSetupError`."""
@@ -138,12 +126,10 @@ class Worker:
         self.now = now
         cells = self.slab.cells
         cells[WorkerCell.HEARTBEAT] = int(now * NANOSECONDS)
-        late = self.loop.time() - self._tick_at
-        cells[WorkerCell.LAG] = max(0, int(late * NANOSECONDS))
-        self._tick_at = self.loop.time() + TICK
+        cells[WorkerCell.LAG] = max(0, int((now - self._tick_at) * NANOSECONDS))
+        self._tick_at = now + TICK
         self.loop.call_later(TICK, self._tick)
         self.wheel.advance(now)
-        self._sweep.turn()
         if self.current is not None:
             self._look_around(self.current)
         if self.journal is not None:
@@ -293,18 +279,17 @@ class Worker:
                 tunnel.stop()
             for client in tuple(self.clients):
                 client.abandon()
-        if not self.clients and not self.tunnels and not self.finished.done():
-            self.finished.set_result(0)
+        if not self.clients and not self.tunnels:
+            self.loop.stop()
 
     def close(self) -> None:
-        """Lets go of what is left when the loop has ended: idle connections, the log, running look-ups."""
+        """Lets go of what is left when the loop has ended: idle connections and the log."""
         if self.current is not None:
             for pool in self.current.pools.values():
                 pool.retire(())
-        for task in tuple(self._tasks):
-            task.cancel()
         if self.journal is not None:
             self.journal.close()
+        self.loop.close()
         self.log.flush()
 
 
