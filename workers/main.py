@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+from typing import Final
 
 from workers.contract.scoreboard import Scoreboard
 from workers.io.worker import Worker
+
+COLLECT: Final = (50_000, 50, 50)
 
 
 def run(slot: int, channel: socket.socket, board: Scoreboard) -> int:
@@ -13,6 +17,8 @@ def run(slot: int, channel: socket.socket, board: Scoreboard) -> int:
 
     The launcher has reset the signals, closed foreign descriptors and dropped privileges before.
     """
+    # Connections leave no circles behind, so collecting often finds nothing and costs pauses.
+    gc.set_threshold(*COLLECT)
     worker = Worker(slot, channel, board)
     try:
         worker.start()

@@ -157,6 +157,22 @@ class ForwardedPrefix:
         return b"%b%b\r\n" % (self._lines, request_id)
 
     def _build(self, host: bytes) -> bytes:
+        if host and self._port:
+            return b"".join(
+                (
+                    b"X-Forwarded-For: ",
+                    _address(self._peer),
+                    b"\r\nX-Forwarded-Proto: ",
+                    self._scheme,
+                    b"\r\nX-Forwarded-Host: ",
+                    host,
+                    b"\r\nX-Forwarded-Port: ",
+                    b"%d" % self._port,
+                    b"\r\nForwarded: ",
+                    _element(self._peer, self._scheme, host),
+                    b"\r\nX-Request-ID: ",
+                )
+            )
         fields = _Fields(_address(self._peer), self._scheme, host, b"%d" % self._port if self._port else b"")
         element = _element(self._peer, self._scheme, host)
         return _write(fields, element, b"")

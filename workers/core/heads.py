@@ -219,6 +219,8 @@ def _keeps_alive(minor: int, connection: bytes) -> bool:
     """RFC 9112 section 9.3."""
     if not connection:
         return minor == 1
+    if connection == b"keep-alive":
+        return True
     options = tokens(connection)
     if b"close" in options:
         return False

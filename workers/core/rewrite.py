@@ -97,6 +97,12 @@ def upstream_head(head: RequestHead, target: bytes, forwarded: bytes, rules: Rul
 
 
 def _request_fields(head: RequestHead, fields: bytes) -> bytes:
+    if len(head.known) == 2 and not head.absolute:
+        # What nearly every browser sends: Host and "Connection: keep-alive", in this spelling.
+        start = fields.find(b"\r\nConnection: keep-alive")
+        end = start + len(b"\r\nConnection: keep-alive")
+        if start >= 0 and fields[end : end + 1] in (b"\r", b""):
+            return fields[:start] + fields[end:]
     drop: list[bytes] = []
     has_host = trailers = False
     for name, value in head.known:

@@ -155,16 +155,17 @@ class Pipe:
 
     def _pass_end(self) -> None:
         """The source said all it has to say: the sink shall know. Both done closes the tunnel."""
+        if self.tunnel.both_ended():
+            self.tunnel.direction_ended()  # the close itself says it
+            return
         try:
             self.sink.shutdown(socket.SHUT_WR)
         except BlockingIOError:  # close_notify, sent in part
             self.worker.loop.add_writer(self.sink_fd, self._on_writable)
             return
         except OSError:
-            # Who has sent its end and is gone, as browsers do without close_notify, needs not hear ours.
-            if not self.tunnel.both_ended():
-                self.tunnel.sink_failed(self)
-                return
+            self.tunnel.sink_failed(self)
+            return
         self.tunnel.direction_ended()
 
     def close(self) -> None:
@@ -336,6 +337,8 @@ class Tunnel:
         self.listener.closed()
         if self.logged and worker.journal is not None:
             worker.journal.tunnel(self)
+        # The pipes know the tunnel, and it them: a circle that only the collector would find.
+        del self.from_client.tunnel, self.from_server.tunnel
 
 
 def _is_closed(stream: Stream) -> bool:
