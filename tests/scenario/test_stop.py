@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually, reply
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, open_clients, reply
 from tests.harness import websocket as ws
 from tests.harness.client import request_bytes
 from tests.harness.settings import settings
@@ -85,12 +85,11 @@ def test_connections_in_the_accept_queue_are_served(balancer: StartBalancer, ups
     pids = lb.worker_pids()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    clients = [RawClient(lb.address, timeout=15) for _ in range(20)]
-    for client in clients:
-        client.send(request_bytes("/queued"))
-    lb.send_signal(signal.SIGTERM)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    for client in clients:
-        assert client.read_response().text == "up GET /queued "
-        client.close()
+    with open_clients(lb.address, 20, timeout=15) as clients:
+        for client in clients:
+            client.send(request_bytes("/queued"))
+        lb.send_signal(signal.SIGTERM)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for client in clients:
+            assert client.read_response().text == "up GET /queued "

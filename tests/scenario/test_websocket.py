@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually, reply
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, open_clients, reply
 from tests.harness import websocket as ws
 from tests.harness.client import Head, request_bytes
 from tests.harness.settings import settings
@@ -273,10 +273,12 @@ def test_a_handshake_of_a_dead_server_goes_to_another(
 
 def test_gauges_return_to_zero(balancer: StartBalancer, upstream: StartUpstream) -> None:
     lb = balancer(settings([upstream(ws.serve_echo).address], workers=2))
-    clients = [ws.connect(lb.address) for _ in range(20)]
-    assert tunnels(lb) == 20
-    for number, client in enumerate(clients):
-        client.reset() if number % 2 else client.close()
+    with open_clients(lb.address, 20) as clients:
+        for client in clients:
+            ws.upgrade(client)
+        eventually(lambda: tunnels(lb) == 20, "all tunnels are counted")
+        for client in clients[::2]:
+            client.reset()
 
     def quiet() -> bool:
         return all(w["tunnels"] == 0 and w["connections"] == 0 for w in lb.status()["workers"])

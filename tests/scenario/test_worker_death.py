@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually, fetch, reply
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, fetch, open_clients, reply
 from tests.harness import websocket as ws
 from tests.harness.client import request_bytes
 from tests.harness.settings import settings
@@ -43,27 +43,28 @@ def connections_by_worker(lb: LoadBalancer) -> dict[int, int]:
 def test_only_its_own_exchanges_fail(balancer: StartBalancer, upstream: StartUpstream) -> None:
     hold = Hold()
     lb = balancer(settings([upstream(hold).address], workers=4))
-    clients = [RawClient(lb.address, timeout=20) for _ in range(40)]
-    for client in clients:
-        client.send(request_bytes("/hold"))
-    eventually(lambda: hold.holding == 40, "all requests are in flight")
-    victims = connections_by_worker(lb)[1]
-    assert 0 < victims < 40
-    old = lb.kill_worker(1)
-    for _ in range(20):  # the others go on while the slot is empty, and so does its queue
-        assert fetch(lb.address, "/now").status == 200
-    lb.wait_replaced(1, old)
-    hold.opened.set()
-    lost = 0
-    for client in clients:
-        try:
-            assert client.read_response().body == b"ok"
-        except (AssertionError, ConnectionResetError):
-            lost += 1
-        client.close()
-    assert lost == victims
+    with open_clients(lb.address, 40, timeout=20) as clients:
+        for client in clients:
+            client.send(request_bytes("/hold"))
+        eventually(lambda: hold.holding == 40, "all requests are in flight")
+        victims = connections_by_worker(lb)[1]
+        assert 0 < victims < 40
+        old = lb.kill_worker(1)
+        for _ in range(20):  # the others go on while the slot is empty, and so does its queue
+            assert fetch(lb.address, "/now").status == 200
+        lb.wait_replaced(1, old)
+        hold.opened.set()
+        assert [answered(client) for client in clients].count(False) == victims
     assert lb.status()["restarts"]
     eventually(lambda: set(connections_by_worker(lb).values()) == {0}, "all gauges are zero")
+
+
+def answered(client: RawClient) -> bool:
+    """Whether the request on `client` has its whole answer."""
+    try:
+        return client.read_response().body == b"ok"
+    except (AssertionError, ConnectionResetError):
+        return False
 
 
 def test_its_accept_queue_is_served_by_its_replacement(
@@ -73,14 +74,13 @@ def test_its_accept_queue_is_served_by_its_replacement(
     lb = balancer(settings([upstream().address], workers=2))
     for pid in lb.worker_pids():
         os.kill(pid, signal.SIGSTOP)
-    clients = [RawClient(lb.address, timeout=20) for _ in range(60)]
-    for client in clients:
-        client.send(request_bytes("/queued"))
-    for pid in lb.worker_pids():
-        os.kill(pid, signal.SIGKILL)
-    for client in clients:
-        assert client.read_response().text == "up GET /queued "
-        client.close()
+    with open_clients(lb.address, 60, timeout=20) as clients:
+        for client in clients:
+            client.send(request_bytes("/queued"))
+        for pid in lb.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        for client in clients:
+            assert client.read_response().text == "up GET /queued "
 
 
 def test_a_wedged_worker_is_replaced(balancer: StartBalancer, upstream: StartUpstream) -> None:
@@ -95,18 +95,27 @@ def test_a_wedged_worker_is_replaced(balancer: StartBalancer, upstream: StartUps
 
 def test_the_others_tunnels_survive(balancer: StartBalancer, upstream: StartUpstream) -> None:
     lb = balancer(settings([upstream(ws.serve_echo).address], workers=3))
-    clients = [ws.connect(lb.address) for _ in range(30)]
-    victims = {worker["slot"]: worker["tunnels"] for worker in lb.status()["workers"]}[0]
-    lb.wait_replaced(0, lb.kill_worker(0))
-    broken = 0
-    for client in clients:
-        try:
-            client.send(ws.frame(b"hello", masked=True))
-            assert ws.read_frame(client).payload == b"hello"
-        except (AssertionError, ConnectionError):
-            broken += 1
-        client.close()
-    assert broken == victims
+    with open_clients(lb.address, 30) as clients:
+        for client in clients:
+            ws.upgrade(client)
+        eventually(lambda: sum(tunnels_by_worker(lb).values()) == 30, "all tunnels are counted")
+        victims = tunnels_by_worker(lb)[0]
+        lb.wait_replaced(0, lb.kill_worker(0))
+        assert [echoes(client) for client in clients].count(False) == victims
+
+
+def tunnels_by_worker(lb: LoadBalancer) -> dict[int, int]:
+    """Tunnels of each worker slot."""
+    return {worker["slot"]: worker["tunnels"] for worker in lb.status()["workers"]}
+
+
+def echoes(client: RawClient) -> bool:
+    """Whether the WebSocket on `client` still works."""
+    try:
+        client.send(ws.frame(b"hello", masked=True))
+        return ws.read_frame(client).payload == b"hello"
+    except (AssertionError, ConnectionError):
+        return False
 
 
 def test_a_server_learns_that_its_client_is_gone_with_the_worker(
