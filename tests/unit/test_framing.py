@@ -196,6 +196,10 @@ def test_what_is_malformed_is_refused(data: bytes, side: str) -> None:
     assert outcome([data[i : i + 1] for i in range(len(data))]) is errors.BAD_CHUNK
 
 
+def test_a_chunk_that_is_too_long_is_refused_at_its_first_byte_too_many() -> None:
+    assert refused(b"5\r\nhello!") == "no CRLF after a chunk"
+
+
 def test_the_largest_size_is_fifteen_digits() -> None:
     body = ChunkedBody(side="client")
     data = b"f" * 15 + b"\r\n" + b"x"

@@ -515,6 +515,7 @@ def test_the_memory_of_hosts_is_bounded() -> None:
         (b"1.0", (b"Connection: Keep-Alive",), True),
         (b"1.0", (b"Connection: keep-alive, close",), False),
         (b"1.0", (b"Keep-Alive: timeout=5",), False),
+        (b"1.0", (b"Connection: x",), False),
     ],
 )
 def test_whether_the_connection_stays(version: bytes, fields: tuple[bytes, ...], keeps: bool) -> None:

@@ -239,6 +239,16 @@ def test_a_long_stand_still_costs_what_is_there_not_what_passed() -> None:
     assert item.calls == 1
 
 
+@pytest.mark.parametrize("others", [0, 100_000])
+def test_what_is_due_in_the_very_bucket_of_now_is_called(others: int) -> None:
+    wheel, item = Wheel(0), Item()
+    for place in range(others):
+        wheel.arm(Item(), 5000.0 + place * TICK)
+    wheel.arm(item, 1000.03)
+    wheel.advance(1000.15)
+    assert item.calls == 1
+
+
 def test_length() -> None:
     wheel, items = Wheel(0), [Item() for _ in range(100)]
     for item in items:
