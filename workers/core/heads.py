@@ -328,7 +328,7 @@ def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
         head.plain = True
     else:
         _read_known_response(head, known)
-    if reason is None:
+    if reason is None or head.status < 200 or head.status == 204:
         head.plain = False  # section 4 wants the space even before an empty phrase: written anew
     return head
 

@@ -138,6 +138,9 @@ def client_head(head: ResponseHead, extra: bytes, rules: Rules | None) -> bytes:
 
 def _response_fields(head: ResponseHead, fields: bytes) -> bytes:
     drop: list[bytes] = []
+    if head.status < 200 or head.status == 204:
+        # RFC 9112 section 6.1 and RFC 9110 section 8.6: neither field, whatever the server says.
+        drop.extend(_KEPT_RESPONSE)
     for name, value in head.known:
         if name not in _KEPT_RESPONSE:
             drop.append(name)

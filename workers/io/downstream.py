@@ -466,7 +466,7 @@ class TlsClient(Client):
     def on_readable(self) -> None:
         super().on_readable()
         # The kernel knows nothing of what OpenSSL holds already.
-        while self.fd >= 0 and self.reading and self.sock.pending():
+        while self.fd >= 0 and self.reading and self.sock.deferred is not None:
             super().on_readable()
 
     def resume(self) -> None:

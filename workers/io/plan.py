@@ -74,9 +74,12 @@ class Plan:
     def adopt(self, former: Plan | None) -> None:
         """Commits: the pools take over what stays, and the former plan's rest is let go."""
         kept: set[Server] = set()
-        for pool in self.pools.values():
+        for name, pool in self.pools.items():
             pool.adopt()
             kept.update(pool.servers)
+            if former is not None and name in former.pools:
+                # Those who wait keep their configuration, and their turn.
+                pool.waiting = former.pools[name].waiting
         if former is not None:
             for pool in former.pools.values():
                 if self.pools.get(pool.spec.name) is not pool:

@@ -77,7 +77,8 @@ class Server:
     @property
     def full(self) -> bool:
         """Whether this worker's share of `max_connections` is used up."""
-        return self.spec.max_connections is not None and self.active >= self.grant
+        limited = self.spec.max_connections is not None and not self.retired
+        return limited and self.active >= self.grant
 
     def take_grant(self, waiting: int) -> None:
         """Takes in the share that the master grants, and answers what it is bound to."""

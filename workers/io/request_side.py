@@ -131,8 +131,12 @@ class RequestSide:
         self.first = b""
         if self.body is not None:
             consumed = self._scan(buffer, 0, end)
-            for a, b in self.body.spans:
+            spans = self.body.spans
+            if len(spans) == 1:
+                a, b = spans[0]
                 upstream.send(view[a:b])
+            elif spans:
+                upstream.send(b"".join([view[a:b] for a, b in spans]))
         else:
             consumed = min(end, self.body_left)
             self.body_left -= consumed

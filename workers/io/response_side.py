@@ -22,6 +22,8 @@ from workers.io.request_side import RequestSide
 
 # A response head is kept in memory while it is incomplete.
 MAX_HEAD: Final = 64 * 1024
+# So much of a head tells whether it is one at all.
+_SEEN_ENOUGH: Final = 64
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
@@ -37,10 +39,17 @@ class ResponseSide(RequestSide):
         buffer: Buffer = self.worker.buffer
         view = self.worker.view
         if upstream.held:
+            before = len(upstream.held)
             buffer = upstream.held + bytes(view[:size])
             view = memoryview(buffer)
             size = len(buffer)
             upstream.held = b""
+            # The empty line may lie across the pieces, nowhere else: a head that drips is not parsed anew for
+            # each drop.
+            dripping = self.response is None and before >= _SEEN_ENOUGH and size <= MAX_HEAD
+            if dripping and buffer.find(b"\r\n\r\n", before - 3) < 0:
+                upstream.held = buffer
+                return
         try:
             start = self._head(buffer, view, size) if self.response is None else 0
             if start >= 0:
@@ -169,8 +178,12 @@ class ResponseSide(RequestSide):
 
     def _chunked(self, body: ChunkedBody, buffer: Buffer, view: memoryview, start: int, size: int) -> None:
         end = body.feed(buffer, start, size)
-        for a, b in body.spans:
+        spans = body.spans
+        if len(spans) == 1:
+            a, b = spans[0]
             self._write(view[a:b])
+        elif spans:
+            self._write(b"".join([view[a:b] for a, b in spans]))
         if body.done:
             self._complete(size - end)
             return

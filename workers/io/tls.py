@@ -70,7 +70,7 @@ class TlsStream:
     A read never waits for a write, nor a write for a read: renegotiation is off in both contexts.
     """
 
-    __slots__ = ("_deferred", "_notify", "_socket", "_unsent")
+    __slots__ = ("_notify", "_socket", "_unsent", "deferred")
 
     def __init__(
         self,
@@ -98,8 +98,10 @@ class TlsStream:
             suppress_ragged_eofs=False,
             server_hostname=server_name,
         )
+        # Public because it is asked for after every read: with a buffer of a record or more, this is all that
+        # `pending` can count, and an attribute costs a tenth of the call.
         # What the next read has to deliver before OpenSSL is asked: plaintext, or how the stream failed.
-        self._deferred: bytes | TlsError | None = None
+        self.deferred: bytes | TlsError | None = None
         # The plaintext of a record that OpenSSL has encrypted and the kernel has not taken whole.
         self._unsent: bytes | None = None
         # The rest of our close_notify; empty once it is sent.
@@ -154,7 +156,7 @@ class TlsStream:
         connection ended without close_notify, and `TlsError` when it broke ("reset", "protocol"); both again
         at every further read.
         """
-        if self._deferred is not None:
+        if self.deferred is not None:
             return self._recv_deferred(buffer)
         try:
             received: int = self._socket.read(len(buffer), buffer)  # type: ignore[assignment]
@@ -187,11 +189,11 @@ class TlsStream:
 
     def _fail_read(self, error: OSError) -> TlsError:
         """What `error` means to the caller, now and at every read to come."""
-        self._deferred = broken = failure(error)
+        self.deferred = broken = failure(error)
         return broken
 
     def _recv_deferred(self, buffer: bytearray | memoryview) -> int:
-        deferred = self._deferred
+        deferred = self.deferred
         assert deferred is not None
         if not isinstance(deferred, bytes):
             try:
@@ -201,12 +203,12 @@ class TlsStream:
         count = min(len(deferred), len(buffer))
         buffer[:count] = deferred[:count]
         if count:
-            self._deferred = deferred[count:] or None
+            self.deferred = deferred[count:] or None
         return count
 
     def pending(self) -> int:
         """How much can be read without a readable descriptor, in bytes; 0 means wait for it."""
-        deferred = self._deferred
+        deferred = self.deferred
         if deferred is None:
             return self._socket.pending()
         return len(deferred) if isinstance(deferred, bytes) else 1
@@ -294,10 +296,10 @@ class TlsStream:
         socket under its descriptor for as long as it shuts down. The descriptor's registration with the
         event loop belongs to the socket that `saved` holds, so it is not touched.
         """
-        if isinstance(self._deferred, TlsError):
-            raise self._deferred
+        if isinstance(self.deferred, TlsError):
+            raise self.deferred
         if held := self._socket.pending():
-            self._deferred = (self._deferred or b"") + self._socket.read(held)
+            self.deferred = (self.deferred or b"") + self._socket.read(held)
         descriptor = self._socket.fileno()
         empty, written = socket.socketpair()
         with empty, written:
@@ -320,7 +322,7 @@ class TlsStream:
         except OSError as error:
             raise failure(error) from error
         # The peer had ended its direction before, and the TLS object is gone: every read says so.
-        self._deferred = b""
+        self.deferred = b""
 
     def send_plain(self, data: bytes) -> None:
         """Answers a client that spoke plain HTTP (`handshake` failed with "plain_http") in plain: best
@@ -335,7 +337,7 @@ class TlsStream:
         the peer can tell. A second call does nothing."""
         if self._socket.fileno() < 0:
             return
-        if self._unsent is None and self._notify is None and not isinstance(self._deferred, TlsError):
+        if self._unsent is None and self._notify is None and not isinstance(self.deferred, TlsError):
             # The peer may be gone, or the handshake not done: then there is nobody to tell.
             with contextlib.suppress(OSError, ValueError):
                 self._socket.unwrap()
@@ -351,5 +353,5 @@ class TlsStream:
             self._release()
 
     def _release(self) -> None:
-        self._unsent = self._deferred = None
+        self._unsent = self.deferred = None
         self._socket.close()

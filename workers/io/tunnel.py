@@ -183,7 +183,7 @@ class TlsPipe(Pipe):
 
     def on_readable(self) -> None:
         super().on_readable()
-        while self.reading and not self.out and self.source.pending():
+        while self.reading and not self.out and self.source.deferred is not None:
             super().on_readable()
 
     def resume(self) -> None:

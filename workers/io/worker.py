@@ -199,7 +199,9 @@ class Worker:
             prepared = Prepared(self, _read_snapshot(roles), roles)
         except (PlanError, TlsSetupError, snapshot.SnapshotError, OSError) as error:
             _close_all(fd for _, fd in roles)
-            self._say(messages.Refused(generation=generation, error=str(error)))
+            # A text with a surrogate, as of an undecodable file name, could not be sent.
+            text = str(error).encode("utf-8", "replace").decode("utf-8")
+            self._say(messages.Refused(generation=generation, error=text))
             return
         _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
         self._prepared = prepared

@@ -1,8 +1,8 @@
 """Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018).
 
 A key goes to its server on the ring, unless that one has more than 1.25 times its share of what is in
-flight already; then to the next one on the ring that has room. So a hot key can't drown a server, and
-keys stay where they were as long as the load is even.
+flight already (and more than `FLOOR`); then to the next one on the ring that has room. So a hot key can't
+drown a server, and keys stay where they were as long as the load is even.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from workers.contract.snapshot import ServerSpec
 from workers.core.balance.ring import Ring
 
 BOUND: Final = 1.25
+# A server with fewer exchanges has room whatever the others have: with next to nothing in flight the bound
+# would part equal keys for no gain, the more so as the other workers' figures are up to 100 ms old.
+FLOOR: Final = 8
 # A whole number is at most the bound rounded up where it is less than the bound and one; what is a
 # little less than one keeps the rounding errors of the scores out.
 _ROUND_UP: Final = 1 - 1e-6
@@ -45,8 +48,7 @@ class BoundedHash:
             return self._pick_next(ticket, scores, excluded)
         weights = self._weights
         load = scores[index] * weights[index]  # active + 1: with the request that is being placed
-        # An idle server has room whatever the others do; that spares the sum.
-        if load <= 1 or load < self._placed(scores) * self._parts[index] + _ROUND_UP:
+        if load <= FLOOR or load < self._placed(scores) * self._parts[index] + _ROUND_UP:
             return index
         return self._pick_next(ticket, scores, excluded)
 
@@ -64,7 +66,8 @@ class BoundedHash:
         for index in self._ring.successors(ticket):
             if index in excluded or index == full:
                 continue
-            if scores[index] * weights[index] < placed * self._parts[index] + _ROUND_UP:
+            load = scores[index] * weights[index]
+            if load <= FLOOR or load < placed * self._parts[index] + _ROUND_UP:
                 return index
             if full < 0:
                 full = index
