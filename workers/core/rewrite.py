@@ -120,7 +120,7 @@ def _request_fields(head: RequestHead, fields: bytes) -> bytes:
         drop.append(b"host")
         fields = cut(fields, dict.fromkeys(drop))
         fields = b"\r\nHost: " + head.authority + fields
-    else:
+    elif drop:
         fields = cut(fields, dict.fromkeys(drop))
     # We pass trailers on, so we may say so for ourselves (RFC 9110 section 10.1.4).
     return fields + b"\r\nTE: trailers\r\nConnection: TE" if trailers and not head.upgrade else fields

@@ -414,14 +414,15 @@ class Client(Endpoint):
 
 
 class TlsClient(Client):
-    """A client connection that speaks TLS."""
+    """A client connection that speaks TLS. `named` is the host that was checked last."""
 
-    __slots__ = ()
+    __slots__ = ("named",)
 
     sock: TlsStream
 
     def begin(self) -> None:
         """Waits for the handshake."""
+        self.named = b""
         self.secure = True
         self.state = _State.HANDSHAKE
         self.reading = True
@@ -479,6 +480,9 @@ class TlsClient(Client):
             self.on_readable()
 
     def check_name(self, host: bytes) -> None:
+        if host == self.named:
+            return
         name = self.sock.server_name
         if name is not None and host and self.listener.other_certificate(name, host.decode("ascii")):
             raise ProxyError(errors.MISDIRECTED, detail=f"the connection was made for {name}")
+        self.named = host

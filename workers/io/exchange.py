@@ -106,8 +106,8 @@ class Exchange(ResponseSide):
         if head.length == 0:
             self.first = top
         else:
-            consumed, body = self.begin_body(buffer, start, end)
-            self.first = top + body
+            consumed, pieces = self.begin_body(buffer, start, end)
+            self.first = b"".join((top, *pieces))
         if pool.keyed:
             self.key, self.ring_key, self.stuck = pool.find_keys(head, client.address_for(head))
         slab = self.worker.slab.cells
@@ -211,12 +211,14 @@ class Exchange(ResponseSide):
 
     def _send_first(self, upstream: Upstream) -> None:
         self.sent_at = time.monotonic()
-        timeout = self.pool.spec.timeouts.response_head
         upstream.send(self.first)
         if self.upstream is not upstream:
             return  # it failed at once, and another one was tried
         if not upstream.out:
-            upstream.expect(timeout)
+            deadline = self.worker.now + self.pool.spec.timeouts.response_head
+            upstream.deadline = deadline  # `Endpoint.expect`, written out
+            if deadline < upstream.due:
+                self.worker.wheel.move(upstream)
         if not self.request_done:
             self.client.resume_body()
 

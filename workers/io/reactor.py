@@ -172,6 +172,10 @@ class Reactor:
                 for fd, happened in left:
                     if fresh and fd in fresh:
                         continue  # the number was closed and taken anew in this very turn
+                    if happened == _IN:  # nearly always
+                        if (callback := readers.get(fd)) is not None:
+                            callback()
+                        continue
                     if happened & _READ_EVENTS and (callback := readers.get(fd)) is not None:
                         callback()
                     if happened & _WRITE_EVENTS and (callback := writers.get(fd)) is not None:

@@ -88,23 +88,24 @@ class RequestSide:
         """The exchange became a tunnel; whether that was logged."""
         raise NotImplementedError
 
-    def begin_body(self, buffer: Buffer, start: int, end: int) -> tuple[int, bytes]:
-        """Takes what is there of the body; returns where it ends and the bytes to send."""
+    def begin_body(self, buffer: Buffer, start: int, end: int) -> tuple[int, list[memoryview]]:
+        """Takes what is there of the body; returns where it ends and the pieces to send."""
+        view = memoryview(buffer)
         head = self.head
         limit = self.client.listener.spec.limits.body_bytes
         if head.length == CHUNKED:
             self.body = ChunkedBody(side="client")
             consumed = self._scan(buffer, start, end)
-            data = b"".join([bytes(buffer[a:b]) for a, b in self.body.spans])
+            pieces = [view[a:b] for a, b in self.body.spans]
         else:
             if head.length > limit:
                 raise ProxyError(errors.BODY_TOO_LARGE, detail=f"{head.length} bytes, the limit is {limit}")
             consumed = min(end, start + head.length)
             self.body_left = head.length - (consumed - start)
             self.request_done = not self.body_left
-            data = bytes(buffer[start:consumed])
+            pieces = [view[start:consumed]]
         self.received += consumed - start
-        return consumed, data
+        return consumed, pieces
 
     def _scan(self, buffer: Buffer, start: int, end: int) -> int:
         body = self.body
