@@ -155,7 +155,7 @@ class Client(Endpoint):
         if consumed < end and self.fd >= 0:
             self.held = bytes(buffer[consumed:end])
             self.next()
-        if not exchange.request_done and self.exchange is exchange:
+        if not exchange.request_done and self.exchange is exchange and not exchange.blocked:
             self.expect(self.listener.spec.timeouts.body_idle)
 
     def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> None:
@@ -194,10 +194,10 @@ class Client(Endpoint):
         if self.exchange is not exchange:
             self.next()  # the response was complete already
             return
-        if not exchange.request_done:
-            self.expect(self.listener.spec.timeouts.body_idle)
-        else:
+        if exchange.request_done or exchange.blocked:
             self.settle()
+        else:
+            self.expect(self.listener.spec.timeouts.body_idle)
 
     def _body_failed(self, exchange: Exchange, error: ProxyError) -> None:
         if exchange.response is None:
@@ -267,8 +267,13 @@ class Client(Endpoint):
             self.next()
             return
         self.settle()
-        if exchange.upstream is not None:
-            exchange.upstream.resume()
+        if not exchange.request_done:
+            self.resume_body()
+        upstream = exchange.upstream
+        if upstream is not None and not upstream.reading:
+            upstream.resume()
+            if not upstream.out:
+                exchange.wait_for_server(upstream)
 
     def on_blocked(self) -> None:
         self.expect(self.listener.spec.timeouts.send)
@@ -302,7 +307,8 @@ class Client(Endpoint):
                 self._close_idle()
         elif exchange.queued:
             exchange.queue_timeout()
-        elif not exchange.request_done:
+        elif not exchange.request_done and not exchange.blocked:
+            # (While the server does not take what there is, its own clock runs, not the client's.)
             self._body_failed(exchange, ProxyError(errors.BODY_TIMEOUT))
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
 from workers.core import upgrade
 from workers.core.heads import RequestHead
 from workers.core.rewrite import upstream_head
+from workers.core.wheel import NEVER
 from workers.io.response_side import ResponseSide
 from workers.io.upstream import Upstream, connect
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from workers.io.downstream import Client
     from workers.io.pool import Server
 
-_IN_FLIGHT: Final = int(RouteCell.IN_FLIGHT)
 _ROUTE_REQUESTS: Final = int(RouteCell.REQUESTS)
 _REQUESTS: Final = int(WorkerCell.REQUESTS)
 _ERRORS: Final = int(ServerCell.ERRORS)
@@ -60,6 +60,7 @@ class Exchange(ResponseSide):
         self.attempts = 0
         self.excluded: tuple[int, ...] = ()
         self.stuck = -1
+        self.index = -1
         self.key = None
         self.ring_key = None
         self.last_server = ""
@@ -134,16 +135,16 @@ class Exchange(ResponseSide):
             if stuck in excluded:
                 self._join_queue()
                 return
-            server = pool.servers[stuck]
+            index = stuck
         else:
-            chosen = pool.choose(self.key, self.ring_key, excluded)
-            if chosen is None:
+            index = pool.choose(self.key, self.ring_key, excluded)
+            if index < 0:
                 self._none_left(full=len(excluded) > len(self.excluded))
                 return
-            server = chosen
             if pool.cookie is not None:
-                self.set_cookie = pool.cookie.set_cookie(server.index, self.client.listener.tls is not None)
-        self.server = server
+                self.set_cookie = pool.cookie.set_cookie(index, self.client.listener.tls is not None)
+        self.index = index
+        self.server = server = pool.servers[index]
         server.begin()
         self.attempts += 1
         upstream = None if self.fresh else server.take()
@@ -214,13 +215,15 @@ class Exchange(ResponseSide):
         upstream.send(self.first)
         if self.upstream is not upstream:
             return  # it failed at once, and another one was tried
-        if not upstream.out:
+        if not self.request_done:
+            self.client.resume_body()
+            if not upstream.out:
+                upstream.deadline = NEVER  # it waits for the client, whose own clock runs
+        elif not upstream.out:
             deadline = self.worker.now + self.pool.spec.timeouts.response_head
             upstream.deadline = deadline  # `Endpoint.expect`, written out
             if deadline < upstream.due:
                 self.worker.wheel.move(upstream)
-        if not self.request_done:
-            self.client.resume_body()
 
     # --- failures ------------------------------------------------------------------------------------
 
@@ -258,7 +261,7 @@ class Exchange(ResponseSide):
             cells = self.worker.slab.cells
             cells[server.base + _ERRORS] += 1
             cells[server.base + _RETRIES] += 1
-            self.excluded = (*self.excluded, server.index)
+            self.excluded = (*self.excluded, self.index)
             self.set_cookie = b""
         self.dispatch()
         return True
@@ -330,13 +333,13 @@ class Exchange(ResponseSide):
             or self.head.method not in _IDEMPOTENT
         ):
             return False
-        others = self.pool.with_full((*self.excluded, server.index))
+        others = self.pool.with_full((*self.excluded, self.index))
         if len(others) >= len(self.pool.servers):
             return False
         self._detach()
         cells = self.worker.slab.cells
         cells[server.base + _RETRIES] += 1
-        self.excluded = (*self.excluded, server.index)
+        self.excluded = (*self.excluded, self.index)
         self.set_cookie = b""
         self.dispatch()
         return True

@@ -72,7 +72,7 @@ class Server:
         if pool.scored:
             pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
         if pool.waiting:
-            pool.serve_waiting()
+            pool.place_is_free()
 
     @property
     def full(self) -> bool:
@@ -124,8 +124,8 @@ class Pool:
     """One pool, as this worker runs it."""
 
     __slots__ = (
-        "_capped", "_ring", "_tickets", "cookie", "keyed", "policy", "scored", "scores", "servers", "spec",
-        "waiting", "worker",
+        "_called", "_capped", "_ring", "_tickets", "cookie", "keyed", "policy", "scored", "scores", "servers",
+        "spec", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
@@ -152,6 +152,7 @@ class Pool:
         )
         self.keyed = spec.sticky is not None or spec.balance == "hash"
         self.waiting: deque[Exchange] = deque()
+        self._called = False  # whether the next turn serves who waits
         self._tickets = worker.slot * 7919  # workers do not start at the same server all at once
 
     def adopt(self) -> None:
@@ -184,24 +185,23 @@ class Pool:
             ring_key = None if value is None else hash_key(value)
         return key, ring_key, stuck
 
-    def choose(self, key: int | None, ring_key: int | None, excluded: Collection[int]) -> Server | None:
-        """The server for a request, or `None` where all are excluded; the keys are those of `find_keys`."""
+    def choose(self, key: int | None, ring_key: int | None, excluded: Collection[int]) -> int:
+        """The index of the server for a request, or -1 where all are excluded; the keys are those of
+        `find_keys`. (An exchange counts by its own pool's indexes: a reload may put a server elsewhere.)"""
         if ring_key is not None and self._ring is not None:
-            index = self._ring.pick(ring_key, excluded)
-        else:
-            if key is None:
-                self._tickets = key = self._tickets + 1
-                if self.spec.balance != "round-robin":
-                    key = self.worker.random_bits(64)
-            index = self.policy.pick(key, self.scores, excluded)
-        return self.servers[index] if index >= 0 else None
+            return self._ring.pick(ring_key, excluded)
+        if key is None:
+            self._tickets = key = self._tickets + 1
+            if self.spec.balance != "round-robin":
+                key = self.worker.random_bits(32)
+        return self.policy.pick(key, self.scores, excluded)
 
     def with_full(self, excluded: tuple[int, ...]) -> tuple[int, ...]:
         """`excluded`, and with it the servers that are at `max_connections`."""
         if not self._capped:
             return excluded
-        full = tuple(server.index for server in self.servers if server.full and server.index not in excluded)
-        return excluded + full
+        full = [index for index, server in enumerate(self.servers) if server.full and index not in excluded]
+        return (*excluded, *full)
 
     def refresh(self) -> None:
         """Takes in what the other workers have on the servers; once a tick, off the request path."""
@@ -213,11 +213,17 @@ class Pool:
                 base = server.base
                 server.others = others = sum([cells[base] for cells in siblings])
                 self.scores[server.index] = (server.active + others + 1) / server.spec.weight
-        if self.waiting:
-            self.serve_waiting()
+        self.place_is_free()
 
-    def serve_waiting(self) -> None:
-        """Lets queued requests go on, first come first served, as far as there is room."""
+    def place_is_free(self) -> None:
+        """Queued requests may go on: not here, in the middle of whatever ended, but in the next turn."""
+        if self.waiting and not self._called:
+            self._called = True
+            self.worker.loop.call_soon(self._serve_waiting)
+
+    def _serve_waiting(self) -> None:
+        """First come first served, as far as there is room."""
+        self._called = False
         waiting = self.waiting
         # One that is stuck to a full server must not hold up the others, nor may they all be asked.
         for _ in range(min(len(waiting), _LOOKED_AT)):

@@ -8,6 +8,7 @@ from workers.contract import errors
 from workers.contract.errors import ProxyError
 from workers.core.framing import ChunkedBody
 from workers.core.heads import CHUNKED, Buffer
+from workers.core.wheel import NEVER
 
 if TYPE_CHECKING:
     from workers.core.heads import RequestHead, ResponseHead
@@ -23,7 +24,7 @@ class RequestSide:
 
     __slots__ = (
         "attempts", "body", "body_left", "chunking", "client", "closing", "counted", "excluded", "failure",
-        "first", "fresh", "head", "key", "last_server", "pool", "queued", "received", "request_done",
+        "first", "fresh", "head", "index", "key", "last_server", "pool", "queued", "received", "request_done",
         "request_id", "response", "response_body", "response_done", "response_left", "ring_key", "route",
         "routed", "sent", "sent_at", "server", "set_cookie", "started", "streamed", "stuck", "upstream",
         "websocket_key", "worker",
@@ -44,6 +45,7 @@ class RequestSide:
     fresh: bool  # whether only a new connection will do
     attempts: int
     excluded: tuple[int, ...]  # servers that were tried
+    index: int  # of `server` in `pool`
     stuck: int  # the server that the sticky cookie names, or -1
     key: int | None  # hash of what the balancing goes by
     ring_key: int | None  # hash of what the request is stuck by
@@ -149,12 +151,14 @@ class RequestSide:
         if self.request_done and self.response_done:
             self.finish(reusable=True)
         else:
-            self._wait_for_server(upstream)
+            self.wait_for_server(upstream)
         return consumed
 
-    def _wait_for_server(self, upstream: Upstream) -> None:
+    def wait_for_server(self, upstream: Upstream) -> None:
         timeouts = self.pool.spec.timeouts
-        if self.response is None:
+        if not self.request_done:
+            upstream.deadline = NEVER  # it waits for the client, whose own clock runs
+        elif self.response is None:
             upstream.expect(timeouts.response_head)
         else:
             upstream.expect(timeouts.body_idle)
@@ -167,6 +171,6 @@ class RequestSide:
         if self.request_done and self.response_done:
             self.finish(reusable=True)
             return
-        self._wait_for_server(upstream)
+        self.wait_for_server(upstream)
         if not self.request_done:
             self.client.resume_body()

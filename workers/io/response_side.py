@@ -208,7 +208,7 @@ class ResponseSide(RequestSide):
     def _wait_for_more(self) -> None:
         upstream = self.upstream
         if upstream is not None and not upstream.out:
-            upstream.expect(self.pool.spec.timeouts.body_idle)
+            self.wait_for_server(upstream)
 
     def _complete(self, extra: int) -> None:
         if self.client.exchange is not self:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 from workers.contract import errors
 from workers.contract.errors import ProxyError, Retry
 from workers.contract.scoreboard import ServerCell
+from workers.core.wheel import NEVER
 from workers.io.endpoint import Endpoint
 from workers.io.tls import Handshake, Stream, TlsStream
 
@@ -102,7 +103,9 @@ class Upstream(Endpoint):
             self.close()
             return
         if exchange.client.out:
-            self.pause()  # the client is slow; it resumes us
+            self.pause()  # the client is slow; its `send` timeout runs, and it resumes us
+            if not self.out:
+                self.deadline = NEVER
             return
         try:
             size = self.sock.recv_into(worker.buffer)
