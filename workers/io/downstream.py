@@ -18,7 +18,7 @@ from workers.core.responses import redirect_response, refusal_response
 from workers.core.wheel import NEVER
 from workers.io.endpoint import Endpoint
 from workers.io.exchange import Exchange
-from workers.io.tls import Handshake, Stream, TlsError, TlsStream, TlsTruncated
+from workers.io.tls import Stream, TlsTruncated
 
 if TYPE_CHECKING:
     from workers.io.listening import Listener
@@ -32,7 +32,9 @@ LAST_REQUEST: Final = 0.3
 LINGER_BYTES: Final = 1024 * 1024
 
 
-class _State(enum.Enum):
+class State(enum.Enum):
+    """What a client's connection is at."""
+
     OPEN = 0
     LINGERING = 1  # our end is sent; what still comes is dropped
     HANDSHAKE = 2  # TLS
@@ -67,7 +69,7 @@ class Client(Endpoint):
         self.unread = False  # whether the client may have sent what nobody will read
         self.dropped = 0
         self.scheduled = False
-        self.state = _State.OPEN
+        self.state = State.OPEN
         self.prefix: ForwardedPrefix | None = None
         self.prefix_version = -1
 
@@ -94,7 +96,7 @@ class Client(Endpoint):
             return
         if size == 0:
             self._on_end()
-        elif self.state is not _State.OPEN:
+        elif self.state is not State.OPEN:
             self._drop(size)
         elif exchange is None and not self.held:
             self._request(worker.buffer, 0, size)
@@ -179,7 +181,7 @@ class Client(Endpoint):
 
     def _take_held(self) -> None:
         self.scheduled = False
-        if self.fd >= 0 and self.exchange is None and self.held and self.state is _State.OPEN:
+        if self.fd >= 0 and self.exchange is None and self.held and self.state is State.OPEN:
             held = self.held
             self._request(held, 0, len(held))
 
@@ -246,7 +248,7 @@ class Client(Endpoint):
         if not (self.unread or self.held):
             self.close()
             return
-        self.state = _State.LINGERING
+        self.state = State.LINGERING
         self.held = b""
         try:
             self.sock.shutdown(socket.SHUT_WR)
@@ -294,7 +296,7 @@ class Client(Endpoint):
 
     def on_deadline(self) -> None:
         exchange = self.exchange
-        if self.state is not _State.OPEN:
+        if self.state is not State.OPEN:
             self.close()
         elif self.out:
             self.abort()  # it does not read: `send` seconds without a byte taken
@@ -335,7 +337,7 @@ class Client(Endpoint):
 
     @property
     def _idle(self) -> bool:
-        return self.exchange is None and not self.held and not self.out and self.state is _State.OPEN
+        return self.exchange is None and not self.held and not self.out and self.state is State.OPEN
 
     def _close_idle(self) -> None:
         """Closes, unless a request has come that the loop has not reported yet: it would be reset."""
@@ -417,78 +419,3 @@ class Client(Endpoint):
     def check_name(self, host: bytes) -> None:
         """Refuses a request for a name that another certificate of this listener is for (RFC 9110 section
         15.5.20): the client has reused a connection that was not made for it."""
-
-
-class TlsClient(Client):
-    """A client connection that speaks TLS. `named` is the host that was checked last."""
-
-    __slots__ = ("named",)
-
-    sock: TlsStream
-
-    def begin(self) -> None:
-        """Waits for the handshake."""
-        self.named = b""
-        self.secure = True
-        self.state = _State.HANDSHAKE
-        self.reading = True
-        self.worker.loop.add_reader(self.fd, self._shake_hands)
-        self.expect(self.listener.spec.timeouts.tls_handshake)
-
-    def _shake_hands(self) -> None:
-        try:
-            wants = self.sock.handshake()
-        except TlsError as error:
-            self._handshake_failed(error)
-            return
-        except OSError:
-            self.close()
-            return
-        if wants is Handshake.WANT_WRITE:
-            self.writing = True
-            self.worker.loop.add_writer(self.fd, self._shake_hands)
-            return
-        self.unwatch_writing()
-        if wants is Handshake.DONE:
-            self.state = _State.OPEN
-            self.reading = False  # `resume` puts the real reader in the place of the handshake's
-            self.resume()
-            self.expect(self.listener.spec.timeouts.request_head)
-
-    def _handshake_failed(self, error: TlsError) -> None:
-        if error.reason == "plain_http":
-            answer = refusal_response(
-                errors.PLAIN_ON_TLS, date=self.worker.date(), close=True, without_body=False
-            )
-            try:
-                self.sock.send_plain(answer)
-            except OSError as failure:
-                self.worker.log.info("plain answer not sent", client=self.address, error=failure)
-        if error.reason != "closed":
-            self.worker.log.info(
-                "tls handshake failed", client=self.address, reason=error.reason, detail=error.detail
-            )
-        self.close()
-
-    def on_readable(self) -> None:
-        super().on_readable()
-        # The kernel knows nothing of what OpenSSL holds already.
-        while self.fd >= 0 and self.reading and self.sock.deferred is not None:
-            super().on_readable()
-
-    def resume(self) -> None:
-        super().resume()
-        if self.fd >= 0 and self.sock.pending():
-            self.worker.loop.call_soon(self._read_held)
-
-    def _read_held(self) -> None:
-        if self.fd >= 0 and self.reading and self.sock.pending():
-            self.on_readable()
-
-    def check_name(self, host: bytes) -> None:
-        if host == self.named:
-            return
-        name = self.sock.server_name
-        if name is not None and host and self.listener.other_certificate(name, host.decode("ascii")):
-            raise ProxyError(errors.MISDIRECTED, detail=f"the connection was made for {name}")
-        self.named = host

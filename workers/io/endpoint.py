@@ -162,3 +162,26 @@ class Endpoint:
         self.deadline = NEVER
         self.fd = -1
         self.out = b""
+
+
+class TlsEndpoint(Endpoint):
+    """What TLS adds to reading; goes in front of the endpoint's own class. The kernel knows nothing of what
+    OpenSSL holds already, so that is asked for before the loop is waited for."""
+
+    __slots__ = ()
+
+    sock: TlsStream
+
+    def on_readable(self) -> None:
+        super().on_readable()
+        while self.fd >= 0 and self.reading and self.sock.deferred is not None:
+            super().on_readable()
+
+    def resume(self) -> None:
+        super().resume()
+        if self.reading and self.sock.pending():
+            self.worker.loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.fd >= 0 and self.reading and self.sock.pending():
+            self.on_readable()

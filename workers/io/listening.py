@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, cast
 from workers.contract.scoreboard import ListenerCell, WorkerCell
 from workers.contract.snapshot import ListenerSpec
 from workers.core.forwarded import TrustedProxies, plain_address
-from workers.io.downstream import Client, TlsClient
+from workers.io.downstream import Client
 from workers.io.tls import TlsStream
+from workers.io.tls_client import TlsClient
 from workers.io.tls_context import ServerContexts
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from workers.contract import errors
 from workers.contract.errors import ProxyError, Retry
 from workers.contract.scoreboard import ServerCell
 from workers.core.wheel import NEVER
-from workers.io.endpoint import Endpoint
-from workers.io.tls import Handshake, Stream, TlsStream
+from workers.io.endpoint import Endpoint, TlsEndpoint
+from workers.io.tls import Handshake, Stream
 
 if TYPE_CHECKING:
     from workers.io.exchange import Exchange
@@ -32,8 +32,6 @@ class Upstream(Endpoint):
     """One connection to one server; serves one exchange at a time, and waits idle between them."""
 
     __slots__ = ("broken", "connecting", "exchange", "held", "mark", "reused", "server", "total")
-
-    sock: Stream
 
     def __init__(self, server: Server, sock: RawSocket, exchange: Exchange) -> None:
         super().__init__(server.worker, sock, sock.fileno())
@@ -197,12 +195,10 @@ class Upstream(Endpoint):
         return super().release()
 
 
-class TlsUpstream(Upstream):
+class TlsUpstream(TlsEndpoint, Upstream):
     """A connection to a server that speaks TLS."""
 
     __slots__ = ()
-
-    sock: TlsStream
 
     def start(self, sockaddr: object) -> None:
         result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
@@ -256,21 +252,6 @@ class TlsUpstream(Upstream):
 
     def _tls_failed(self, error: OSError) -> None:
         self._fail(ProxyError(errors.UPSTREAM_TLS, side="upstream", retry=Retry.SAFE, detail=str(error)))
-
-    def on_readable(self) -> None:
-        super().on_readable()
-        # The kernel knows nothing of what OpenSSL holds already.
-        while self.fd >= 0 and self.reading and self.sock.deferred is not None:
-            super().on_readable()
-
-    def resume(self) -> None:
-        super().resume()
-        if self.fd >= 0 and not self.connecting and self.sock.pending():
-            self.worker.loop.call_soon(self._read_held)
-
-    def _read_held(self) -> None:
-        if self.fd >= 0 and self.reading and self.sock.pending():
-            self.on_readable()
 
 
 def connect(exchange: Exchange, server: Server) -> None:

@@ -1,0 +1,68 @@
+"""A client's connection that speaks TLS: the handshake, what can go wrong in it, and the name it is for."""
+
+from __future__ import annotations
+
+from workers.contract import errors
+from workers.contract.errors import ProxyError
+from workers.core.responses import refusal_response
+from workers.io.downstream import Client, State
+from workers.io.endpoint import TlsEndpoint
+from workers.io.tls import Handshake, TlsError
+
+
+class TlsClient(TlsEndpoint, Client):
+    """A client connection that speaks TLS. `named` is the host that was checked last."""
+
+    __slots__ = ("named",)
+
+    def begin(self) -> None:
+        """Waits for the handshake."""
+        self.named = b""
+        self.secure = True
+        self.state = State.HANDSHAKE
+        self.reading = True
+        self.worker.loop.add_reader(self.fd, self._shake_hands)
+        self.expect(self.listener.spec.timeouts.tls_handshake)
+
+    def _shake_hands(self) -> None:
+        try:
+            wants = self.sock.handshake()
+        except TlsError as error:
+            self._handshake_failed(error)
+            return
+        except OSError:
+            self.close()
+            return
+        if wants is Handshake.WANT_WRITE:
+            self.writing = True
+            self.worker.loop.add_writer(self.fd, self._shake_hands)
+            return
+        self.unwatch_writing()
+        if wants is Handshake.DONE:
+            self.state = State.OPEN
+            self.reading = False  # `resume` puts the real reader in the place of the handshake's
+            self.resume()
+            self.expect(self.listener.spec.timeouts.request_head)
+
+    def _handshake_failed(self, error: TlsError) -> None:
+        if error.reason == "plain_http":
+            answer = refusal_response(
+                errors.PLAIN_ON_TLS, date=self.worker.date(), close=True, without_body=False
+            )
+            try:
+                self.sock.send_plain(answer)
+            except OSError as failure:
+                self.worker.log.info("plain answer not sent", client=self.address, error=failure)
+        if error.reason != "closed":
+            self.worker.log.info(
+                "tls handshake failed", client=self.address, reason=error.reason, detail=error.detail
+            )
+        self.close()
+
+    def check_name(self, host: bytes) -> None:
+        if host == self.named:
+            return
+        name = self.sock.server_name
+        if name is not None and host and self.listener.other_certificate(name, host.decode("ascii")):
+            raise ProxyError(errors.MISDIRECTED, detail=f"the connection was made for {name}")
+        self.named = host
