@@ -56,7 +56,7 @@ class Client(Endpoint):
 
     __slots__ = (
         "address", "closing", "dropped", "exchange", "held", "listener", "prefix", "prefix_version",
-        "scheduled", "state", "unread",
+        "scheduled", "served", "state", "unread",
     )  # fmt: skip
 
     def __init__(self, listener: Listener, sock: Stream, fd: int, address: str) -> None:
@@ -69,6 +69,7 @@ class Client(Endpoint):
         self.unread = False  # whether the client may have sent what nobody will read
         self.dropped = 0
         self.scheduled = False
+        self.served = False  # whether it has asked for anything yet
         self.state = State.OPEN
         self.prefix: ForwardedPrefix | None = None
         self.prefix_version = -1
@@ -144,17 +145,18 @@ class Client(Endpoint):
             return
         exchange = Exchange(self, head)
         self.exchange = exchange
+        self.served = True
         self.held = b""
         self.deadline = NEVER
+        consumed = start + head.size
         try:
-            if self.listener.spec.redirect_https:
+            if self.listener.spec.redirect_https and not self.secure:
                 self._redirect(exchange)
-                return
-            consumed = exchange.begin(buffer, start + head.size, end)
+            else:
+                consumed = exchange.begin(buffer, consumed, end)
         except ProxyError as error:
             exchange.refuse(error)
-            return
-        if consumed < end and self.fd >= 0:
+        if consumed < end and self.fd >= 0 and not self.closing:
             self.held = bytes(buffer[consumed:end])
             self.next()
         if not exchange.request_done and self.exchange is exchange and not exchange.blocked:
@@ -290,7 +292,10 @@ class Client(Endpoint):
         """The client has sent its end. Half-closed requests are indistinguishable from a client that left,
         and a client that leaves frees the server."""
         exchange = self.exchange
-        self.close()
+        if exchange is not None and exchange.response is not None:
+            self.abort()  # it may still read: what it has of the response must not look like the whole
+        else:
+            self.close()
         if exchange is not None:
             exchange.client_gone()
 
@@ -332,7 +337,7 @@ class Client(Endpoint):
     def stop(self) -> None:
         """The worker is stopping: an idle connection gets a moment for the request that may be on its way
         (the answer says `Connection: close`), one that was just accepted its usual time for the first."""
-        if self._idle and self.prefix is not None:
+        if self._idle and self.served:
             self.expect(LAST_REQUEST)
 
     @property
@@ -395,7 +400,7 @@ class Client(Endpoint):
         listener = self.listener
         prefix = self.prefix
         if prefix is None or self.prefix_version != listener.version:
-            prefix = ForwardedPrefix(self.address, listener.scheme, listener.port)
+            prefix = ForwardedPrefix(self.address, b"https" if self.secure else b"http", listener.port)
             self.prefix = prefix
             self.prefix_version = listener.version
         request_id = next(self.worker.request_ids)

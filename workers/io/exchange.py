@@ -96,7 +96,7 @@ class Exchange(ResponseSide):
         self.route = route = plan.find(head.host, head.path)
         self.routed = True
         self.pool = pool = route.pool
-        if client.listener.tls is not None:
+        if client.secure:
             client.check_name(head.host)
         if head.upgrade:
             self._begin_upgrade()
@@ -142,7 +142,7 @@ class Exchange(ResponseSide):
                 self._none_left(full=len(excluded) > len(self.excluded))
                 return
             if pool.cookie is not None:
-                self.set_cookie = pool.cookie.set_cookie(index, self.client.listener.tls is not None)
+                self.set_cookie = pool.cookie.set_cookie(index, self.client.secure)
         self.index = index
         self.server = server = pool.servers[index]
         server.begin()

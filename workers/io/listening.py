@@ -41,7 +41,6 @@ class Listener:
         "connections",
         "others",
         "port",
-        "scheme",
         "spec",
         "tls",
         "trusted",
@@ -62,7 +61,6 @@ class Listener:
         """Serves `spec` from now on; connections keep what they negotiated."""
         self.spec = spec
         self.tls = tls
-        self.scheme = b"http" if tls is None else b"https"
         self.port = _port(spec)
         self.trusted = TrustedProxies(spec.trusted_proxies)
         self.version += 1

@@ -201,13 +201,13 @@ class TlsUpstream(TlsEndpoint, Upstream):
     __slots__ = ()
 
     def start(self, sockaddr: object) -> None:
+        self.expect(self.server.pool.spec.timeouts.connect)  # with the handshake
         result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
         if result == 0:
             self._begin_tls()
         elif result == errno.EINPROGRESS:
             self.writing = True
             self.worker.loop.add_writer(self.fd, self._on_connected)
-            self.expect(self.server.pool.spec.timeouts.connect)
         else:
             self._connect_failed(os.strerror(result))
 
