@@ -33,8 +33,7 @@ def init(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     """`lb check`: 0 when the file can be used, 1 with every error when it can't."""
     try:
-        config = configuration.load(arguments.file)
-        configuration.verify(config)
+        config = configuration.check(arguments.file)
     except ConfigErrors as errors:
         if arguments.json:
             _print_json({"ok": False, "problems": errors.problems, "warnings": ()})

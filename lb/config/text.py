@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from typing import Final
@@ -260,5 +261,8 @@ def hash_key(text: str) -> str:
     checks = {"header": header_name, "query": query_name, "cookie": cookie_name}
     kind, separator, argument = text.partition(":")
     if not separator or kind not in checks:
-        raise Wrong('expected "ip", "path", "header:NAME", "query:NAME" or "cookie:NAME"')
+        near = difflib.get_close_matches(kind.lower(), ("ip", "path", *checks), n=1)
+        name = f":{argument or 'NAME'}" if near and near[0] in checks else ""
+        hint = f'did you mean "{near[0]}{name}"?' if near else ""
+        raise Wrong('expected "ip", "path", "header:NAME", "query:NAME" or "cookie:NAME"', hint)
     return f"{kind}:{checks[kind](argument)}"

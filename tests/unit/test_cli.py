@@ -80,6 +80,21 @@ def test_check_prints_every_error(tmp_path: pathlib.Path, capsys: Capture) -> No
     assert any("lb.toml:3" in line for line in lines)
 
 
+def test_check_finds_errors_in_the_file_and_in_those_it_names_at_once(
+    tmp_path: pathlib.Path, capsys: Capture
+) -> None:
+    path = tmp_path / "lb.toml"
+    path.write_text(
+        'listen.s = { bind = [":8443"], tls = { certs = ["nope/*.pem"] } }\n'
+        'route = [{ pool = "web" }]\n'
+        'pool.web = { servers = ["10.0.0.1:80"], tls = { ca = "missing.pem" } }\n'
+        'access_log.format = "jsno"\n'
+    )
+    assert main(["check", str(path)]) == 1
+    report = capsys.readouterr().err
+    assert all(word in report for word in ("nope/*.pem", "missing.pem", "jsno"))
+
+
 def test_check_as_json(tmp_path: pathlib.Path, capsys: Capture) -> None:
     path = tmp_path / "lb.toml"
     path.write_text("[process]\nworkrs = 2\n")

@@ -115,7 +115,10 @@ def test_canonical_forms(check: Callable[[str], str], given_text: str, canonical
         (checks.query_name, "a&b", "query parameter", ""),
         (checks.hash_key, "address", 'expected "ip", "path"', ""),
         (checks.hash_key, "header:", "expected a header name", ""),
-        (checks.hash_key, "path:x", 'expected "ip", "path"', ""),
+        (checks.hash_key, "headr:X-User", 'expected "ip", "path"', 'did you mean "header:X-User"?'),
+        (checks.hash_key, "cookies", 'expected "ip", "path"', 'did you mean "cookie:NAME"?'),
+        (checks.hash_key, "paht", 'expected "ip", "path"', 'did you mean "path"?'),
+        (checks.hash_key, "path:x", 'expected "ip", "path"', 'did you mean "path"?'),
     ],
 )
 def test_wrong_texts(check: Callable[[str], str], given_text: str, message: str, hint: str) -> None:
