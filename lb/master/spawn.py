@@ -61,7 +61,7 @@ def identity(user: str | None) -> Identity | None:
 def preload() -> Run:
     """Imports everything that a worker runs, so that a replacement never runs other code than its
     siblings, even when a new version was installed meanwhile. Returns the worker's entry."""
-    for name in ("asyncio", "uvloop", "ssl", "msgspec", "encodings.idna", "encodings.latin_1"):
+    for name in ("ssl", "msgspec", "encodings.idna", "encodings.latin_1"):
         importlib.import_module(name)
     package = importlib.import_module("workers")
     for module in pkgutil.walk_packages(package.__path__, "workers."):

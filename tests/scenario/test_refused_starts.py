@@ -120,6 +120,6 @@ def _nobody_can_run(folder: Path) -> bool:
         if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o005:
             return False
     try:
-        return _as_nobody(["-c", "import lb.cli, uvloop"]).returncode == 0
+        return _as_nobody(["-c", "import lb.cli, msgspec"]).returncode == 0
     except PermissionError:
         return False

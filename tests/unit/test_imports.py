@@ -24,7 +24,6 @@ IMPURE = {
     "select",
     "selectors",
     "threading",
-    "uvloop",
 }
 # What each package may import of ours.
 ALLOWED = {
@@ -139,7 +138,7 @@ def test_what_is_imported_is_declared() -> None:
 # patterns that ours compile, already.
 ALONE = """
 import contextlib, gc, os, sys, traceback
-import aiohttp.web, asyncio, msgspec, ssl, uvloop
+import aiohttp.web, asyncio, msgspec, ssl
 for name in sys.argv[1:]:
     with contextlib.suppress(Exception):
         __import__(name)

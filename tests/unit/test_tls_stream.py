@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
-import uvloop
 
 from tests.unit.pem import certify, dns, memfd, new_key, pem_key
 from workers.contract.snapshot import CertificateSpec, ListenTls
@@ -330,7 +329,7 @@ def test_a_half_close_leaves_the_event_loops_registration(pair: Pair) -> None:
         client.send(b"after")
         return await asyncio.wait_for(done, DEADLINE)
 
-    assert uvloop.run(relay()) == b"after"
+    assert asyncio.run(relay()) == b"after"
 
 
 def test_close_is_a_clean_end_for_the_peer(pair: Pair) -> None:
