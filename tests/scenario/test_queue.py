@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import Connection, LoadBalancer, RawClient, eventually, open_clients, reply
 from tests.harness.client import request_bytes
+from tests.harness.gauges import Gauges
 from tests.harness.settings import settings
 
 pytestmark = pytest.mark.scenario
@@ -111,3 +112,67 @@ def test_a_client_that_leaves_the_queue_takes_no_place(
         assert [client.read_response().status for client in holders] == [200] * 2
         with RawClient(lb.address) as client:
             assert client.request("/").status == 200
+
+
+class Leaver:
+    """A server that holds its only request until it is opened, and is gone then. `last` is how it goes:
+    "close" says so in the response, "silently" lets the connection be kept for later and closes it."""
+
+    def __init__(self, last: str) -> None:
+        self.opened = threading.Event()
+        self.last = last
+
+    def __call__(self, connection: Connection) -> None:
+        connection.read_request()
+        self.opened.wait(20)
+        connection.send(reply(b"last", headers={"Connection": "close"} if self.last == "close" else {}))
+
+
+@pytest.mark.parametrize("sticky", [{}, {"sticky": {"cookie": "lb"}}], ids=["plain", "sticky"])
+@pytest.mark.parametrize("last", ["close", "silently"])
+@pytest.mark.parametrize("number", [5, 200])
+def test_who_waits_for_a_server_that_dies_gets_an_answer(
+    number: int, last: str, sticky: dict[str, object], balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    """Each connect fails at once, and gives its place free while the queue is being served."""
+    leaver = Leaver(last)
+    server = upstream(leaver)
+    member = {"name": "one", "address": server.address, "max_connections": 1}
+    pool = {"queue": {"length": 1000, "timeout": "60s"}, **sticky}
+    lb = balancer(settings([member], workers=1, pool=pool))
+    gauges = Gauges(lb)
+    with RawClient(lb.address) as first, open_clients(lb.address, number, timeout=20) as waiters:
+        first.send(request_bytes("/"))
+        eventually(lambda: server.requests, "the only place is taken")
+        send_all(waiters)
+        gauges.wait(waiting=number, in_flight=number + 1, active=1)
+        server.stop_listening()
+        leaver.opened.set()
+        assert first.read_response().body == b"last"
+        assert [client.read_response().status for client in waiters] == [502] * number
+        gauges.wait(waiting=0, in_flight=0, active=0, upstreams=0, connections=number + 1)
+    gauges.wait_all_zero()
+    lb.wait_access(number, status=502)
+    assert "fault" not in lb.stderr
+
+
+def test_the_queue_of_a_server_that_dies_is_served_once_it_is_back(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    leaver = Leaver("close")
+    server = upstream(leaver)
+    member = {"name": "one", "address": server.address, "max_connections": 1}
+    lb = balancer(settings([member], workers=1, pool={"queue": {"length": 10, "timeout": "60s"}}))
+    port = server.port
+    with open_clients(lb.address, 4) as clients:
+        send_all(clients[:1])
+        eventually(lambda: server.requests, "the only place is taken")
+        send_all(clients[1:])
+        Gauges(lb).wait(waiting=3)
+        server.stop_listening()
+        leaver.opened.set()
+        assert [client.read_response().status for client in clients] == [200, 502, 502, 502]
+        upstream(port=port)
+        send_all(clients)
+        assert [client.read_response().status for client in clients] == [200] * 4
+    Gauges(lb).wait_all_zero()

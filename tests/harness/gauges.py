@@ -1,0 +1,57 @@
+"""The scoreboard's gauges as anybody may read them who has its memory: what a leak shows in first."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+from tests.harness import processes
+from tests.harness.balancer import LoadBalancer
+from tests.harness.waiting import eventually
+from workers.contract.scoreboard import RouteCell, Scoreboard, ServerCell, WorkerCell
+
+ROWS = 16  # as many of each kind are read; a test has fewer
+
+
+class Gauges:
+    """Maps the scoreboard of a running load balancer."""
+
+    def __init__(self, lb: LoadBalancer) -> None:
+        held = processes.descriptors(lb.pid)
+        number = next(number for number, target in held.items() if "lb-scoreboard" in target)
+        fd = os.open(f"/proc/{lb.pid}/fd/{number}", os.O_RDWR)
+        try:
+            self._board = Scoreboard.attach(fd)
+        finally:
+            os.close(fd)
+        self._workers = int(lb.tables["process"]["workers"])
+
+    def read(self) -> Counter[str]:
+        """Each gauge that is not zero, summed over all workers, routes and servers."""
+        found: Counter[str] = Counter()
+        for number in range(self._workers):
+            slab = self._board.slab(number)
+            cells = slab.cells
+            for row in range(ROWS):
+                route, server = slab.route_base(row), slab.server_base(row)
+                found["in_flight"] += cells[route + RouteCell.IN_FLIGHT]
+                found["route_tunnels"] += cells[route + RouteCell.TUNNELS]
+                found["active"] += cells[server + ServerCell.ACTIVE]
+                found["server_tunnels"] += cells[server + ServerCell.TUNNELS]
+                found["upstreams"] += cells[server + ServerCell.CONNECTIONS]
+                found["waiting"] += cells[server + ServerCell.WAITING]
+            found["connections"] += cells[WorkerCell.CONNECTIONS]
+            found["tunnels"] += cells[WorkerCell.TUNNELS]
+            # Idle connections to servers are no exchange's: they may stay.
+            found["upstreams"] -= cells[WorkerCell.UPSTREAM_IDLE]
+        return Counter({name: value for name, value in found.items() if value})
+
+    def wait(self, **expected: int) -> None:
+        """Waits until the gauges named are as `expected`."""
+        eventually(
+            lambda: all(self.read()[name] == value for name, value in expected.items()), f"gauges {expected}"
+        )
+
+    def wait_all_zero(self) -> None:
+        """Waits until no exchange, tunnel or connection is left anywhere."""
+        eventually(lambda: not self.read(), "all gauges are zero")
