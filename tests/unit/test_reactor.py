@@ -224,3 +224,44 @@ def test_work_in_a_thread_comes_back_to_the_loop(stage: Stage) -> None:
     stage.run()
     assert len(set(threads)) == 2
     assert threads[1] == threading.get_ident()
+
+
+def test_a_muted_reader_hears_of_a_reset_once_and_of_nothing_else(
+    stage: Stage, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = pair
+    calls: list[str] = []
+    stage.reactor.add_reader(near.fileno(), lambda: calls.append("read"))
+    stage.reactor.mute_reader(near.fileno(), lambda: calls.append("reset"))
+    far.send(b"data that is not reported")
+
+    def reset() -> None:
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        far.close()
+
+    stage.reactor.call_later(0.01, reset)
+    stage.reactor.call_later(0.05, stage.reactor.stop)
+    stage.run()
+    assert calls == ["reset"]
+
+
+def test_a_muted_reader_reads_again_beside_a_writer(
+    stage: Stage, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = pair
+    calls: list[str] = []
+
+    def write() -> None:
+        calls.append("write")
+        stage.reactor.add_reader(near.fileno(), read)
+        stage.reactor.remove_writer(near.fileno())
+
+    def read() -> None:
+        calls.append("read")
+        stage.reactor.stop()
+
+    stage.reactor.mute_reader(near.fileno(), lambda: calls.append("reset"))
+    stage.reactor.add_writer(near.fileno(), write)
+    far.send(b"x")
+    stage.run()
+    assert calls == ["write", "read"]

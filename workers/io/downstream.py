@@ -80,10 +80,10 @@ class Client(Endpoint):
         exchange = self.exchange
         if exchange is None:
             if self.out:
-                self.pause()  # `on_drained` comes back to it
+                self.mute()  # `on_drained` comes back to it
                 return
         elif exchange.blocked if not exchange.request_done else len(self.held) >= READ_AHEAD:
-            self.pause()
+            self.mute()
             return
         worker = self.worker
         try:
@@ -204,7 +204,9 @@ class Client(Endpoint):
             self.expect(self.listener.spec.timeouts.body_idle)
 
     def _body_failed(self, exchange: Exchange, error: ProxyError) -> None:
-        if exchange.response is None:
+        if exchange.response_done:
+            exchange.finish(reusable=False)  # it has its answer, whatever became of the rest
+        elif exchange.response is None:
             exchange.refuse(error)
         else:
             exchange.truncated(error)

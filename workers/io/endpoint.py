@@ -33,6 +33,15 @@ def reset(stream: Stream) -> None:
     stream.close()
 
 
+def has_failed(stream: Stream) -> bool:
+    """Whether the connection was reset, or failed otherwise; asking takes the error away. Two ends that
+    were both sent in order are no failure, though the kernel calls that state closed, too."""
+    try:
+        return bool(cast(RawSocket, stream).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    except OSError:
+        return True
+
+
 class Endpoint:
     """A connection's socket, its left-over output and its place in the timeout wheel.
 
@@ -40,7 +49,7 @@ class Endpoint:
     connection failed; it is to be closed) and `on_deadline`.
     """
 
-    __slots__ = ("deadline", "due", "fd", "out", "reading", "secure", "sock", "worker", "writing")
+    __slots__ = ("deadline", "due", "fd", "muted", "out", "reading", "secure", "sock", "worker", "writing")
 
     def __init__(self, worker: Worker, sock: Stream, fd: int) -> None:
         self.worker = worker
@@ -48,6 +57,7 @@ class Endpoint:
         self.fd = fd  # -1 once closed
         self.out = b""  # what the kernel did not take yet; the source of it is paused meanwhile
         self.reading = False
+        self.muted = False
         self.writing = False
         self.secure = False  # whether `sock` is a TlsStream
         self.deadline = NEVER
@@ -73,13 +83,27 @@ class Endpoint:
         """Watches for bytes (again)."""
         if not self.reading and self.fd >= 0:
             self.reading = True
+            self.muted = False
             self.worker.loop.add_reader(self.fd, self.on_readable)
 
     def pause(self) -> None:
-        """Stops watching: the sink is full, or the peer has sent its end."""
+        """Stops reading: the sink is full, or the peer has sent its end. What is reset meanwhile is found
+        when reading goes on."""
         if self.reading:
             self.reading = False
             self.worker.loop.remove_reader(self.fd)
+
+    def mute(self) -> None:
+        """Stops reading, but hears of a reset (`on_hangup`)."""
+        if self.reading:
+            self.reading = False
+            self.muted = True
+            self.worker.loop.mute_reader(self.fd, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        self.muted = False
+        if has_failed(self.sock):
+            self.on_error(ConnectionResetError("reset by the peer"))
 
     def expect(self, seconds: float) -> None:
         """Sets the deadline to `seconds` from now."""
@@ -152,9 +176,9 @@ class Endpoint:
 
     def _unregister(self) -> None:
         loop = self.worker.loop
-        if self.reading:
+        if self.reading or self.muted:
             loop.remove_reader(self.fd)
-            self.reading = False
+            self.reading = self.muted = False
         if self.writing:
             loop.remove_writer(self.fd)
             self.writing = False

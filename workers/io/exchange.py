@@ -232,21 +232,20 @@ class Exchange(ResponseSide):
         server = self.server
         upstream = self.upstream
         stale = upstream is not None and upstream.reused and not upstream.held
-        unseen = error.retry is Retry.SAFE or (upstream is not None and upstream.nothing_received())
         self._detach()
         if self.response is not None:
             self.truncated(error)
             return
         self.failure = error
-        if server is not None and not self._retry(server, error, stale=stale, unseen=unseen):
+        if server is not None and not self._retry(server, error, stale=stale):
             self.worker.slab.cells[server.base + _ERRORS] += 1
             self.refuse(error)
 
-    def _retry(self, server: Server, error: ProxyError, *, stale: bool, unseen: bool) -> bool:
+    def _retry(self, server: Server, error: ProxyError, *, stale: bool) -> bool:
         """Sends the request again where that is safe (design, invariant 2); whether it did."""
         reset = error.refusal is errors.UPSTREAM_RESET
         idempotent = self.head.method in _IDEMPOTENT
-        if self.streamed or not (unseen or (reset and idempotent)):
+        if self.streamed or not (error.retry is Retry.SAFE or (reset and idempotent)):
             return False
         if reset and stale and not self.fresh:
             # The server closed an idle connection just as it was used: no failure of anybody's.
@@ -255,8 +254,6 @@ class Exchange(ResponseSide):
         else:
             retry = self.route.spec.retry
             if ("reset" if reset else "connect") not in retry.on or self.attempts >= retry.attempts:
-                return False
-            if error.retry is Retry.NEVER and not reset:
                 return False
             cells = self.worker.slab.cells
             cells[server.base + _ERRORS] += 1
@@ -272,9 +269,11 @@ class Exchange(ResponseSide):
             self.response_ended(error)
             return
         detail = "closed before a response" if error is None else str(error)
-        self.upstream_failed(
-            ProxyError(errors.UPSTREAM_RESET, side="upstream", retry=Retry.IF_IDEMPOTENT, detail=detail)
-        )
+        upstream = self.upstream
+        # The end that a server sends acknowledges what it got; a reset does not, and proves nothing.
+        unseen = error is None and upstream is not None and upstream.nothing_received()
+        retry = Retry.SAFE if unseen else Retry.IF_IDEMPOTENT
+        self.upstream_failed(ProxyError(errors.UPSTREAM_RESET, side="upstream", retry=retry, detail=detail))
 
     def upstream_timeout(self) -> None:
         """The server took too long: for its head, for the next piece of its body, or to read ours."""

@@ -53,6 +53,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
+        self._muted: set[int] = set()  # readers that hear of errors and hang-ups alone
         self._fresh: set[int] = set()  # watched since the events of this turn were fetched
         self._soon: deque[Callback] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
@@ -69,40 +70,55 @@ class Reactor:
         """Calls `callback` whenever `fd` is readable, at its end, or failed. Replacing a reader costs no
         system call."""
         readers = self._readers
-        if fd not in readers:
-            if fd in self._writers:
-                self._epoll.modify(fd, _IN | _OUT)
-            else:
-                self._epoll.register(fd, _IN)
-                self._fresh.add(fd)
-        readers[fd] = callback
+        if fd not in readers or fd in self._muted:
+            watched = fd in readers or fd in self._writers
+            self._muted.discard(fd)
+            readers[fd] = callback
+            self._watch(fd, watched)
+        else:
+            readers[fd] = callback
+
+    def mute_reader(self, fd: int, callback: Callback) -> None:
+        """Reads no more, but calls `callback`, once, when `fd` is reset or both its directions have ended:
+        nothing is watched after that. What is not watched at all can be reset unnoticed."""
+        watched = fd in self._readers or fd in self._writers
+        self._readers[fd] = callback
+        self._muted.add(fd)
+        self._watch(fd, watched)
 
     def remove_reader(self, fd: int) -> None:
         """Stops that; harmless where there is no reader."""
         if self._readers.pop(fd, None) is not None:
-            if fd in self._writers:
-                self._epoll.modify(fd, _OUT)
-            else:
-                self._epoll.unregister(fd)
+            self._muted.discard(fd)
+            self._watch(fd, True)
 
     def add_writer(self, fd: int, callback: Callback) -> None:
         """Calls `callback` whenever `fd` is writable or failed."""
         writers = self._writers
         if fd not in writers:
-            if fd in self._readers:
-                self._epoll.modify(fd, _IN | _OUT)
-            else:
-                self._epoll.register(fd, _OUT)
-                self._fresh.add(fd)
-        writers[fd] = callback
+            writers[fd] = callback
+            self._watch(fd, fd in self._readers)
+        else:
+            writers[fd] = callback
 
     def remove_writer(self, fd: int) -> None:
         """Stops that; harmless where there is no writer."""
         if self._writers.pop(fd, None) is not None:
-            if fd in self._readers:
-                self._epoll.modify(fd, _IN)
-            else:
-                self._epoll.unregister(fd)
+            self._watch(fd, True)
+
+    def _watch(self, fd: int, watched: bool) -> None:
+        """Tells the kernel what is wanted of `fd` now; `watched` is whether it knew it before."""
+        reads = fd in self._readers
+        writes = fd in self._writers
+        if not (reads or writes):
+            self._epoll.unregister(fd)
+            return
+        mask = (_IN if reads and fd not in self._muted else 0) | (_OUT if writes else 0)
+        if watched:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.register(fd, mask)
+            self._fresh.add(fd)
 
     # --- calls ---------------------------------------------------------------------------------------
 
@@ -177,6 +193,8 @@ class Reactor:
                             callback()
                         continue
                     if happened & _READ_EVENTS and (callback := readers.get(fd)) is not None:
+                        if fd in self._muted:
+                            self.remove_reader(fd)  # it would be reported for ever
                         callback()
                     if happened & _WRITE_EVENTS and (callback := writers.get(fd)) is not None:
                         callback()

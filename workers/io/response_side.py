@@ -141,8 +141,16 @@ class ResponseSide(RequestSide):
                 self.closing = True
         else:
             self.response_left = head.length
+        if not self.request_done and self._waits_for_continue():
+            # RFC 9110 section 10.1.1: such a client may keep its body to itself now, and nobody could tell
+            # its next request from it.
+            head.keep_alive = False
         if not self.request_done and not head.keep_alive:
             self.closing = True  # the server will not read the rest of the request, so nobody will
+
+    def _waits_for_continue(self) -> bool:
+        expects = any(name == b"expect" for name, _ in self.head.known)
+        return expects and not self.sent and self.received == self.head.size
 
     def _extra_lines(self, head: ResponseHead) -> bytes:
         extra = b""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
 from workers.core.frames import FrameTracker
 from workers.core.wheel import NEVER
-from workers.io.endpoint import reset
+from workers.io.endpoint import has_failed, reset
 from workers.io.tls import Stream, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from workers.io.response_side import ResponseSide
     from workers.io.worker import Worker
 
-# With only a writer armed a reset of the other socket is invisible: a paused tunnel is looked at this often.
-PAUSED_SWEEP: Final = 5.0  # seconds
-_TCP_CLOSE: Final = 7  # include/net/tcp_states.h
 _WORKER_TUNNELS: Final = int(WorkerCell.TUNNELS)
 _ROUTE_TUNNELS: Final = int(RouteCell.TUNNELS)
 _SERVER_TUNNELS: Final = int(ServerCell.TUNNELS)
@@ -108,7 +105,6 @@ class Pipe:
         """The kernel takes no more: the rest waits for it."""
         self.out = rest
         self.worker.loop.add_writer(self.sink_fd, self._on_writable)
-        self.tunnel.watch_paused()
 
     def _on_writable(self) -> None:
         try:
@@ -140,10 +136,15 @@ class Pipe:
         return self.tracker.messages if self.tracker is not None else 0
 
     def pause(self) -> None:
-        """Leaves the source alone until the sink has taken what there is."""
+        """Leaves the source alone until the sink has taken what there is, or for good after its end; a reset
+        of it is still heard of."""
         if self.reading:
             self.reading = False
-            self.worker.loop.remove_reader(self.source_fd)
+            self.worker.loop.mute_reader(self.source_fd, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        if self.tunnel.open and not self.reading and has_failed(self.source):
+            self.tunnel.broken(self.name)
 
     def _end(self) -> None:
         self.pause()  # a reader left armed after the end spins
@@ -170,7 +171,8 @@ class Pipe:
 
     def close(self) -> None:
         """Unregisters what this direction watches."""
-        self.pause()
+        self.reading = False
+        self.worker.loop.remove_reader(self.source_fd)
         self.worker.loop.remove_writer(self.sink_fd)
 
 
@@ -266,19 +268,11 @@ class Tunnel:
             deadline = self.seen + spec.idle
         if spec.max_age is not None:
             deadline = min(deadline, self.started + spec.max_age)
-        if self.from_client.out or self.from_server.out:
-            deadline = min(deadline, self.worker.now + PAUSED_SWEEP)
         if deadline != NEVER:
             self.worker.wheel.arm(self, deadline)
 
-    def watch_paused(self) -> None:
-        """A direction is paused: its source's reset can't be seen, so it is looked at now and then."""
-        deadline = self.worker.now + PAUSED_SWEEP
-        if deadline < self.deadline:
-            self.worker.wheel.arm(self, deadline)
-
     def on_deadline(self) -> None:
-        """Idle, too old, or paused and to be looked at."""
+        """Idle, or too old."""
         spec = self.route.spec.websocket
         now = self.worker.now
         if (spec.idle is not None and now >= self.seen + spec.idle) or (
@@ -286,10 +280,6 @@ class Tunnel:
         ):
             self.stop()
             return
-        for pipe in (self.from_client, self.from_server):
-            if not pipe.reading and not pipe.ended and _is_closed(pipe.source):
-                self.broken(pipe.name)
-                return
         self._set_deadline()
 
     # --- the end -------------------------------------------------------------------------------------
@@ -339,18 +329,6 @@ class Tunnel:
             worker.journal.tunnel(self)
         # The pipes know the tunnel, and it them: a circle that only the collector would find.
         del self.from_client.tunnel, self.from_server.tunnel
-
-
-def _is_closed(stream: Stream) -> bool:
-    """Whether the kernel knows the connection to be reset (TCP_INFO: tcpi_state is the first byte)."""
-    getsockopt = getattr(stream, "getsockopt", None)
-    if getsockopt is None:
-        return False
-    try:
-        info = getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except OSError:
-        return False  # a Unix socket
-    return bool(info and info[0] == _TCP_CLOSE)
 
 
 def open_tunnel(exchange: ResponseSide, head: bytes, rest: bytes) -> None:

@@ -158,8 +158,9 @@ class Upstream(Endpoint):
             exchange.upstream_timeout()
 
     def nothing_received(self) -> bool:
-        """Whether the kernel proves that no byte of the current exchange reached the server: none of them
-        was acknowledged (one more is counted for SYN). Only for plain TCP; `False` when not provable."""
+        """Whether the kernel proves that no byte of the current exchange reached a server that has sent its
+        end: none of them was acknowledged by then (one more is counted for SYN). Only for plain TCP, and
+        only after an end: a reset acknowledges nothing. `False` when not provable."""
         if self.secure or self.server.spec.path is not None or self.fd < 0:
             return False
         try:
