@@ -102,7 +102,9 @@ class Sticky(Table, frozen=True, kw_only=True):
 class Queue(Table, frozen=True, kw_only=True):
     """Requests that wait while every server is at its max_connections."""
 
-    length: Annotated[int, Key(Integer(0, 1_000_000), "Requests that may wait; 0 refuses at once.")] = 1000
+    length: Annotated[
+        int, Key(Integer(0, 1_000_000), "Requests that may wait, in each worker; 0 refuses at once.")
+    ] = 1000
     timeout: Annotated[float, Key(Duration(), "A request that waited this long is answered with 503.")] = 5.0
 
 
