@@ -22,7 +22,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.failures: list[BaseException] = []
-        self.reactor = Reactor(self.failures.append)
+        self.reactor = Reactor(lambda error, _callback: self.failures.append(error))
 
     def run(self, within: float = 5.0) -> None:
         """Runs until a callback stops it."""

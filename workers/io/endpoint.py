@@ -79,6 +79,10 @@ class Endpoint:
         """The deadline passed."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """Ends the connection, and what goes over it, at once."""
+        raise NotImplementedError
+
     def resume(self) -> None:
         """Watches for bytes (again)."""
         if not self.reading and self.fd >= 0:

@@ -112,6 +112,9 @@ class Server:
     def retire(self) -> None:
         """A reload took this server away (or changed it): its idle connections close."""
         self.retired = True
+        if self.spec.max_connections is not None:
+            cells = self.worker.slab.cells
+            cells[self.base + _WAITING] = cells[self.base + _BOUND] = 0  # nobody grants it anything now
         for connection in tuple(self.idle):
             connection.close()
 
@@ -239,6 +242,7 @@ class Pool:
         for server in self.servers:
             if server not in kept:
                 server.retire()
+        self.place_is_free()
 
 
 def _value(head: RequestHead, kind: str, name: bytes, address: str) -> bytes | None:

@@ -10,6 +10,7 @@ the loop's own thread; `call_threadsafe` is for the others.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -47,9 +48,9 @@ class Timer:
 class Reactor:
     """Calls back when a descriptor is readable or writable, soon, or later, until `stop`."""
 
-    def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        """`on_failure` hears of exceptions that a callback let through: a bug, which costs the one
-        connection its registration, and so its life, but not the others theirs."""
+    def __init__(self, on_failure: Callable[[BaseException, Callback], None]) -> None:
+        """`on_failure` hears of exceptions that a callback let through, and of the callback: a bug, which
+        shall cost the one connection its life, but not the others theirs."""
         self._epoll = select.epoll()
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -182,6 +183,7 @@ class Reactor:
         if fresh:
             fresh.clear()
         fd = -1
+        callback: Callback | None = None
         left = iter(events)
         while True:
             try:
@@ -200,17 +202,17 @@ class Reactor:
                         callback()
                 return
             except Exception as error:
-                self._failed(fd, error)
+                assert callback is not None
+                self._on_failure(error, callback)
+                self._forget(fd)
 
-    def _failed(self, fd: int, error: BaseException) -> None:
+    def _forget(self, fd: int) -> None:
         """Level-triggered, a callback that fails would be called for ever."""
-        try:
+        # (Closed descriptors have left epoll by themselves.)
+        with contextlib.suppress(OSError):
             self.remove_reader(fd)
+        with contextlib.suppress(OSError):
             self.remove_writer(fd)
-        except OSError:
-            self._on_failure(error)  # closed already
-        else:
-            self._on_failure(error)
 
     def _call_due(self) -> None:
         timers = self._timers
@@ -225,4 +227,4 @@ class Reactor:
         try:
             callback()
         except Exception as error:
-            self._on_failure(error)
+            self._on_failure(error, callback)

@@ -146,6 +146,8 @@ class RequestSide:
             self.request_done = not self.body_left
             upstream.send(view[:consumed])
         self.received += consumed
+        if self.upstream is not upstream:
+            return consumed  # it broke just now, and that has ended the exchange
         if upstream.out:
             return consumed  # its own clock runs
         if self.request_done and self.response_done:

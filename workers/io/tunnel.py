@@ -146,6 +146,10 @@ class Pipe:
         if self.tunnel.open and not self.reading and has_failed(self.source):
             self.tunnel.broken(self.name)
 
+    def abandon(self) -> None:
+        """Ends the tunnel at once."""
+        self.tunnel.broken(self.name)
+
     def _end(self) -> None:
         self.pause()  # a reader left armed after the end spins
         self.ended = True

@@ -183,6 +183,12 @@ class Upstream(Endpoint):
         else:
             self.close()
 
+    def abandon(self) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.client.abandon()
+        self.close()
+
     def close(self) -> None:
         if self.fd >= 0:
             server = self.server

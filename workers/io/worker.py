@@ -7,7 +7,7 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Final, cast
 
@@ -16,12 +16,14 @@ from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard, WorkerCell
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
+from workers.io.endpoint import Endpoint
 from workers.io.journal import Journal
 from workers.io.listening import Acceptor, Listener
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
 from workers.io.tls import TlsStream
 from workers.io.tls_context import TlsSetupError, client_context, server_name
+from workers.io.tunnel import Pipe
 
 if TYPE_CHECKING:
     import ssl
@@ -89,10 +91,17 @@ class Worker:
             self._date = formatdate(now, usegmt=True)
         return self._date
 
-    def _failed(self, error: BaseException) -> None:
-        """A callback of the loop let an exception through: a bug of ours, told with its place."""
+    def _failed(self, error: BaseException, callback: Callable[[], object]) -> None:
+        """A callback of the loop let an exception through: a bug of ours, told with its place. It costs the
+        connection whose callback it was, and nothing else."""
         trace = "".join(traceback.format_exception(error)[-3:])
         self.log.error("fault in the worker", error=repr(error), trace=trace)
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, (Endpoint, Pipe)):
+            try:
+                owner.abandon()
+            except Exception as second:  # whatever state the first one left behind
+                self.log.error("fault while ending a connection", error=repr(second))
 
     def client_context(self, tls: UpstreamTls) -> ssl.SSLContext:
         """The TLS context for the servers of a pool. Raises `TlsSetupError`."""
