@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 
 from tests.harness import processes
 from tests.harness.balancer import LoadBalancer
@@ -48,10 +49,14 @@ class Gauges:
 
     def wait(self, **expected: int) -> None:
         """Waits until the gauges named are as `expected`."""
-        eventually(
-            lambda: all(self.read()[name] == value for name, value in expected.items()), f"gauges {expected}"
-        )
+        self._wait(lambda found: all(found[name] == value for name, value in expected.items()), str(expected))
 
     def wait_all_zero(self) -> None:
         """Waits until no exchange, tunnel or connection is left anywhere."""
-        eventually(lambda: not self.read(), "all gauges are zero")
+        self._wait(lambda found: not found, "all zero")
+
+    def _wait(self, condition: Callable[[Counter[str]], bool], what: str) -> None:
+        try:
+            eventually(lambda: condition(self.read()), what)
+        except AssertionError:
+            raise AssertionError(f"the gauges should be {what}, and are {dict(self.read())}") from None

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually, fetch, reply
+from tests.harness import Connection, RawClient, eventually, fetch, reply
 from tests.harness import websocket as ws
 from tests.harness.client import request_bytes
 from tests.harness.ports import free_port
@@ -161,26 +161,6 @@ def test_a_hangup_reloads_too(balancer: StartBalancer, upstream: StartUpstream) 
     lb.send_signal(signal.SIGHUP)
     eventually(lambda: fetch(lb.address).text.startswith("two"), "the new configuration is served")
     assert lb.worker_pids() == pids
-
-
-def test_queued_requests_survive_a_reload(balancer: StartBalancer, upstream: StartUpstream) -> None:
-    hold = Hold()
-    server = {"name": "one", "address": upstream(hold, name="one").address, "max_connections": 1}
-    lb = balancer(settings([server], workers=1, pool={"queue": {"length": 10, "timeout": "10s"}}))
-    with RawClient(lb.address) as first, RawClient(lb.address) as second:
-        for client in (first, second):
-            client.send(request_bytes("/hold"))
-        eventually(lambda: _in_flight(lb) == 2, "one request waits")
-        lb.tables["pool"]["main"]["queue"] = {"length": 20, "timeout": "10s"}
-        lb.reload()
-        hold.opened.set()
-        assert first.read_response().text == "one"
-        assert second.read_response().text == "one"
-
-
-def _in_flight(lb: LoadBalancer) -> int:
-    """Client connections, over all workers."""
-    return sum(worker["connections"] for worker in lb.status()["workers"])
 
 
 def test_more_and_fewer_workers(balancer: StartBalancer, upstream: StartUpstream) -> None:
