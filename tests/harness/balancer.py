@@ -83,7 +83,7 @@ class LoadBalancer:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, within: float = 20.0) -> LoadBalancer:
+    def start(self, within: float = 60.0) -> LoadBalancer:
         """Starts `lb run` and waits until it says READY=1 to its supervisor."""
         self.write()
         path = f"{self._sockets}/notify-{uuid.uuid4().hex[:8]}"
@@ -127,7 +127,7 @@ class LoadBalancer:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_replaced(self, slot: int, old: int, within: float = 10.0) -> int:
+    def wait_replaced(self, slot: int, old: int, within: float = 30.0) -> int:
         """Waits until `slot` has a pid other than `old`, and returns it."""
 
         def fresh() -> int:
@@ -197,7 +197,7 @@ class LoadBalancer:
         complete = text[: text.rfind("\n") + 1]
         return [json.loads(line) for line in complete.splitlines()]
 
-    def wait_access(self, count: int = 1, within: float = 5.0, **fields: object) -> list[dict[str, Any]]:
+    def wait_access(self, count: int = 1, within: float = 30.0, **fields: object) -> list[dict[str, Any]]:
         """Waits for `count` access log lines that have all of `fields`, and returns them."""
 
         def matching() -> list[dict[str, Any]]:
@@ -223,7 +223,7 @@ class LoadBalancer:
                 found.append(int(entry.name))
         return found
 
-    def stop(self, *, number: signal.Signals = signal.SIGTERM, within: float = 15.0) -> None:
+    def stop(self, *, number: signal.Signals = signal.SIGTERM, within: float = 30.0) -> None:
         """Ends the load balancer by `number` and asserts that all of it ended in order."""
         if self.stopped or self._process is None:
             return
@@ -237,7 +237,7 @@ class LoadBalancer:
                 raise AssertionError(f"lb did not stop within {within:g} s:\n{self.stderr}") from None
             assert status == 0, f"lb ended with {status}:\n{self.stderr}"
             assert "Traceback" not in self.stderr, self.stderr
-            eventually(lambda: not self.leftovers(), "no process is left over", 5.0)
+            eventually(lambda: not self.leftovers(), "no process is left over")
         finally:
             self.kill()
 

@@ -83,7 +83,7 @@ class RawClient:
         self,
         address: Address,
         *,
-        timeout: float = 10.0,
+        timeout: float = 30.0,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         receive_buffer: int | None = None,
@@ -258,7 +258,7 @@ def request_bytes(
 
 
 @contextlib.contextmanager
-def open_clients(address: Address, number: int, timeout: float = 10.0) -> Iterator[list[RawClient]]:
+def open_clients(address: Address, number: int, timeout: float = 30.0) -> Iterator[list[RawClient]]:
     """`number` connections, closed at the end of the block."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(RawClient(address, timeout=timeout)) for _ in range(number)]
@@ -272,7 +272,7 @@ def fetch(
     host: str = "test.example",
     headers: dict[str, str] | None = None,
     body: bytes | None = None,
-    timeout: float = 10.0,
+    timeout: float = 30.0,
 ) -> Response:
     """One request on a connection of its own."""
     with RawClient(address, timeout=timeout) as client:

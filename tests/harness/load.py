@@ -135,7 +135,7 @@ class HttpLoad:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 self.reopened += 1
             try:
-                body = await asyncio.wait_for(_exchange(reader, writer, target), 10)
+                body = await asyncio.wait_for(_exchange(reader, writer, target), 30)
                 if body != target:
                     self.failures.append(f"{target!r} was answered with {body!r}")
                 self.done += 1
@@ -197,7 +197,7 @@ class WebSocketLoad:
             sequence += 1
             message = f"{number}:{sequence}"
             await connection.send(message)
-            answer = await asyncio.wait_for(connection.recv(), 10)
+            answer = await asyncio.wait_for(connection.recv(), 30)
             if answer != message:
                 self.failures.append(f"{message} came back as {answer!r}")
                 return

@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 _INTERVAL = 0.02
 
 
-def eventually(condition: Callable[[], Value], what: str, within: float = 10.0) -> Value:
+def eventually(condition: Callable[[], Value], what: str, within: float = 30.0) -> Value:
     """The first true value of `condition`, asked again until `within` seconds have passed.
 
     Raises `AssertionError` with `what` and the last value when that never comes.

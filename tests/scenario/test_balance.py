@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, RawClient, Upstream, eventually, fetch
+from tests.harness import (
+    Connection,
+    LoadBalancer,
+    RawClient,
+    Upstream,
+    eventually,
+    fetch,
+    open_clients,
+    reply,
+)
 from tests.harness import websocket as ws
+from tests.harness.client import request_bytes
 from tests.harness.ports import free_port
 from tests.harness.settings import settings
+from workers.core.balance.hashed import FLOOR
 
 pytestmark = pytest.mark.scenario
 
@@ -61,17 +73,34 @@ def test_backups_serve_only_when_the_others_are_down(
 
 
 def test_hash_sends_equal_keys_to_equal_servers(balancer: StartBalancer, servers: list[Upstream]) -> None:
+    """Right after each other, though the other worker's figures still show the request before."""
     pool = {"balance": "hash", "hash_on": "header:X-Key"}
     lb = balancer(settings([server.address for server in servers], workers=2, pool=pool))
-    chosen = []
-    for key in range(7):
-        counter: Counter[str] = Counter()
-        for _ in range(3):
-            counter += counts(lb, 1, X_Key=str(key))
-            wait_tick(lb)  # the load bound goes by what all workers had active at their last tick
-        chosen.append(counter)
-    assert all(len(counter) == 1 for counter in chosen)
+    chosen = [counts(lb, 10, X_Key=str(key)) for key in range(12)]
+    assert [len(counter) for counter in chosen] == [1] * 12
     assert len({next(iter(counter)) for counter in chosen}) > 1
+
+
+def test_hash_sends_equal_keys_to_equal_servers_at_the_same_time(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    """A bound of 1.25 times the share, of eight requests over three servers, would send half elsewhere."""
+    opened = threading.Event()
+
+    def handler(connection: Connection) -> None:
+        while connection.read_request() is not None:
+            opened.wait(20)
+            connection.send(reply(connection.upstream.name.encode()))
+
+    servers = [upstream(handler, name=f"s{number}") for number in range(3)]
+    pool = {"balance": "hash", "hash_on": "header:X-Key"}
+    lb = balancer(settings([server.address for server in servers], workers=2, pool=pool))
+    with open_clients(lb.address, FLOOR) as clients:
+        for client in clients:
+            client.send(request_bytes("/", headers={"X-Key": "one"}))
+        eventually(lambda: sum(len(server.requests) for server in servers) == FLOOR, "all are asked")
+        opened.set()
+        assert len({client.read_response().text for client in clients}) == 1
 
 
 def test_least_conn_sees_the_tunnels_of_all_workers(balancer: StartBalancer, upstream: StartUpstream) -> None:

@@ -57,9 +57,9 @@ def start(
     )
 
 
-def first_half(client: RawClient) -> None:
-    """Sends a request with one half of its body; `HALF` is the rest."""
-    client.send(request_bytes("/", method="POST", headers={"Content-Length": str(2 * len(HALF))}) + HALF)
+def first_half(client: RawClient, length: int = 2 * len(HALF)) -> None:
+    """Sends a request with the first part of its body; with the `length` it has, `HALF` is the rest."""
+    client.send(request_bytes("/", method="POST", headers={"Content-Length": str(length)}) + HALF)
 
 
 FRAMINGS = {
@@ -180,7 +180,7 @@ def test_a_client_that_is_not_read_is_not_late(balancer: StartBalancer, upstream
 
     server = upstream(handler, receive_buffer=65536)
     lb = start(balancer, server.address, {"body_idle": SHORT}, {})
-    with RawClient(lb.address, timeout=30) as client:
+    with RawClient(lb.address) as client:
         client.send(request_bytes("/", method="POST", headers={"Content-Length": str(total)}))
         client.send(bytes(total))
         response = client.read_response()
@@ -223,7 +223,7 @@ def test_a_server_is_not_late_while_the_client_reads_slowly(
     total = 16 * MEBIBYTE
     server = upstream(lambda connection: _send_all(connection, total))
     lb = start(balancer, server.address, {}, {"body_idle": SHORT})
-    with RawClient(lb.address, receive_buffer=4096, timeout=30) as client:
+    with RawClient(lb.address, receive_buffer=4096) as client:
         client.send(request_bytes("/"))
         client.read_head()
         read = 0
@@ -257,7 +257,7 @@ def test_a_server_that_stops_after_a_slow_client_is_late(
         connection.wait_closed()
 
     lb = start(balancer, upstream(handler).address, {}, {"body_idle": SHORT})
-    with RawClient(lb.address, receive_buffer=4096, timeout=30) as client:
+    with RawClient(lb.address, receive_buffer=4096) as client:
         client.send(request_bytes("/"))
         client.read_head()
         time.sleep(LONG)
@@ -274,3 +274,52 @@ def test_a_client_that_stops_reading_is_late(balancer: StartBalancer, upstream: 
         lb.wait_access(reason="client_closed", status=200)
         with pytest.raises(CUT):
             client.read_exactly(64 * MEBIBYTE)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param("and sends on", marks=pytest.mark.xfail(reason="each byte puts it off", strict=True)),
+        "and has sent everything",
+    ],
+)
+def test_a_client_that_stops_reading_is_late_whatever_it_sends(
+    then: str, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    """A body in drops keeps the connection busy, not the response moving."""
+
+    def handler(connection: Connection) -> None:
+        connection.read_head()
+        reader = threading.Thread(target=_read_away, args=(connection,))
+        reader.start()
+        try:
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 * MEBIBYTE))
+            connection.send(bytes(64 * MEBIBYTE))
+        finally:
+            reader.join()
+
+    lb = start(balancer, upstream(handler).address, {"send": "500ms"}, {})
+    with RawClient(lb.address, receive_buffer=4096) as client:
+        first_half(client, 10 if then == "and has sent everything" else 100_000)
+        client.read_head()
+        if then == "and sends on":
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                _drip(client, 10)
+        else:
+            client.send(HALF)
+        lb.wait_access(reason="client_closed", status=200)
+
+
+def _drip(client: RawClient, within: float) -> None:
+    """A byte now and then, far less than what was announced, if only it takes the time."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        client.send(b"x")
+        time.sleep(0.1)
+
+
+def _read_away(connection: Connection) -> None:
+    try:
+        connection.wait_closed()
+    except OSError:
+        return

@@ -44,7 +44,7 @@ def test_exhaustion_in_the_middle_of_requests(balancer: StartBalancer, upstream:
     try:
         for _ in range(80):
             try:
-                tunnels.append(ws.connect(lb.address, timeout=1))
+                tunnels.append(ws.connect(lb.address, timeout=5))
             except (AssertionError, OSError):
                 break
         assert 10 < len(tunnels) < 80

@@ -141,7 +141,7 @@ def test_who_waits_for_a_server_that_dies_gets_an_answer(
     pool = {"queue": {"length": 1000, "timeout": "60s"}, **sticky}
     lb = balancer(settings([member], workers=1, pool=pool))
     gauges = Gauges(lb)
-    with RawClient(lb.address) as first, open_clients(lb.address, number, timeout=20) as waiters:
+    with RawClient(lb.address) as first, open_clients(lb.address, number) as waiters:
         first.send(request_bytes("/"))
         eventually(lambda: server.requests, "the only place is taken")
         send_all(waiters)

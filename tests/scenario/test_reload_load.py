@@ -97,8 +97,8 @@ def test_a_hundred_reloads_lose_nothing_and_leak_nothing(balancer: StartBalancer
                 http_seen, websockets_seen = http.done, websockets.done
                 change(lb, number)
                 assert lb.reload()["changes"]
-                eventually(partial(progressed, http, http_seen + 8), "HTTP goes on")
-                eventually(partial(progressed, websockets, websockets_seen + 50), "WebSockets go on")
+                eventually(partial(progressed, http, http_seen), "HTTP goes on", 30)
+                eventually(partial(progressed, websockets, websockets_seen), "WebSockets go on", 30)
             grown = growth(before)
             assert lb.worker_pids() == pids
         finally:
@@ -109,8 +109,6 @@ def test_a_hundred_reloads_lose_nothing_and_leak_nothing(balancer: StartBalancer
         assert http.failures == []
         assert http.reopened == 0
         assert websockets.failures == []
-        assert http.done > 500
-        assert websockets.done > WEBSOCKETS * 10
         for pid, (fds, memory) in grown.items():
             assert fds <= 4, (pid, fds)
             assert memory < 6_000_000, (pid, memory)
@@ -134,6 +132,7 @@ def test_the_number_of_workers_changes_under_load(balancer: StartBalancer) -> No
         try:
             for count in (4, 1, 3, 2):
                 lb.tables["process"]["workers"] = count
+                seen = http.done
                 lb.reload()
 
                 def settled(count: int = count) -> bool:
@@ -141,10 +140,10 @@ def test_the_number_of_workers_changes_under_load(balancer: StartBalancer) -> No
                     return len([w for w in workers if w["state"] == "serving"]) == count
 
                 eventually(settled, f"{count} workers serve", 20)
+                eventually(partial(progressed, http, seen), "HTTP goes on", 30)
         finally:
             background.loop.call_soon_threadsafe(http.stop)
             running.result(30)
         # A worker that leaves ends its idle connections. A request that crosses such an end on the wire finds
         # no answer, and HTTP clients send it again (RFC 9112 section 9.3.1); an answer is never cut.
         assert [failure for failure in http.failures if "0 bytes read" not in failure] == []
-        assert http.done > 50

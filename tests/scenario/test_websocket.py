@@ -221,30 +221,30 @@ def test_a_reset_reaches_the_other_side_as_a_reset(balancer: StartBalancer, upst
 def test_an_idle_tunnel_is_closed_and_a_busy_one_is_not(
     balancer: StartBalancer, upstream: StartUpstream
 ) -> None:
-    lb = balancer(settings([upstream(ws.serve_echo).address], route={"websocket": {"idle": "600ms"}}))
+    lb = balancer(settings([upstream(ws.serve_echo).address], route={"websocket": {"idle": "1s"}}))
+    started = time.monotonic()
     with ws.connect(lb.address) as idle, ws.connect(lb.address) as busy:
-        started = time.monotonic()
         closed = threading.Thread(target=idle.read_until_closed)
         closed.start()
         while closed.is_alive():
             busy.send(ws.frame(b"tick", masked=True))
             assert ws.read_frame(busy).payload == b"tick"
-            closed.join(0.05)
-        assert 0.5 < time.monotonic() - started < 5
+            closed.join(0.02)
+        assert time.monotonic() - started > 0.9
         busy.send(ws.frame(b"still here", masked=True))
         assert ws.read_frame(busy).payload == b"still here"
 
 
 def test_max_age_ends_even_a_busy_tunnel(balancer: StartBalancer, upstream: StartUpstream) -> None:
     lb = balancer(settings([upstream(ws.serve_echo).address], route={"websocket": {"max_age": "700ms"}}))
+    started = time.monotonic()
     with ws.connect(lb.address) as client:
-        started = time.monotonic()
         with pytest.raises((AssertionError, ConnectionError)):
-            while time.monotonic() - started < 5:
+            while time.monotonic() - started < 30:
                 client.send(ws.frame(b"tick", masked=True))
                 if ws.read_frame(client).opcode == ws.CLOSE:
                     raise ConnectionError("closed politely")
-        assert 0.5 < time.monotonic() - started < 4
+        assert time.monotonic() - started > 0.6
 
 
 def test_timeouts_of_http_do_not_touch_a_tunnel(balancer: StartBalancer, upstream: StartUpstream) -> None:
