@@ -219,3 +219,25 @@ def test_who_waits_goes_when_the_limit_is_lifted(
         hold.opened.set()
         assert holder.read_response().text == "a"
     assert_sound(lb)
+
+
+def test_who_waits_for_a_pool_that_is_removed_goes_on(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    """Nobody else comes to that pool any more, so there is nothing to wait for."""
+    hold = Hold()
+    servers = {name: upstream(hold, name=name) for name in "ax"}
+    lb = balancer(settings(members(servers, "a", max_connections=1), workers=1, pool=QUEUE))
+    with RawClient(lb.address) as holder, RawClient(lb.address) as waiter:
+        holder.send(request_bytes("/hold"))
+        eventually(lambda: held(servers["a"]), "the only place is taken")
+        waiter.send(request_bytes("/"))
+        Gauges(lb).wait(waiting=1)
+        lb.tables["pool"] = {"other": {"server": members(servers, "x")}}
+        lb.tables["route"][0]["pool"] = "other"
+        lb.reload()
+        assert waiter.read_response().text == "a"
+        hold.opened.set()
+        assert holder.read_response().text == "a"
+    assert fetch(lb.address).text == "x"
+    assert_sound(lb)
