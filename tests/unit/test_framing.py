@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workers.contract import errors
 from workers.contract.errors import ProxyError
-from workers.core.framing import MAX_LINE, MAX_TRAILERS, ChunkedBody
+from workers.core.framing import MAX_EXTENSIONS, MAX_LINE, MAX_TRAILERS, ChunkedBody
 
 
 class Incomplete(Exception):
@@ -233,7 +233,14 @@ def test_the_trailer_section_is_bounded(line: bytes) -> None:
 
 
 def test_the_cost_of_tiny_chunks_grows_with_their_number_alone() -> None:
-    data = b"1;x\r\na\r\n" * 20_000 + b"0\r\n\r\n"
+    data = b"1;x\r\na\r\n" * 10_000 + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n"
     begin = time.process_time()
     assert run([data])[1] == 20_000
     assert time.process_time() - begin < 2  # about 0.1 s; anything quadratic takes minutes
+
+
+def test_the_extensions_of_a_body_are_bounded() -> None:
+    line = b"1;" + b"x" * 1000 + b"\r\na\r\n"
+    count = MAX_EXTENSIONS // (len(line) - 3)
+    assert run([line * count + b"0\r\n\r\n"])[1] == count
+    assert outcome([line * (count + 1) + b"0\r\n\r\n"]) is errors.BAD_CHUNK

@@ -13,6 +13,7 @@ from workers.core.heads import RequestHead, ResponseHead, parse_request, parse_r
 from workers.core.rewrite import (
     client_head,
     cut,
+    is_bare_upgrade,
     request_rules,
     response_rules,
     unchunked,
@@ -286,3 +287,25 @@ def test_the_cost_of_many_names_and_many_lines_is_bounded() -> None:
     assert len(written(many_names)) == 20_001
     assert answered(many_lines)[1:] == [b"Content-Length: 0"]
     assert time.process_time() - begin < 1  # about 0.1 s; a search for each name takes many
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (b"Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket", True),
+        (b"Host: a\r\nUpgrade: WebSocket\r\nConnection: upgrade", True),
+        (b"Host: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket", False),
+        (b"Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nTE: trailers", False),
+        (b"Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: 1.2.3.4", False),
+    ],
+)
+def test_a_bare_handshake_goes_on_as_it_came_and_others_as_if_it_had(fields: bytes, expected: bool) -> None:
+    raw = b"GET / HTTP/1.1\r\n" + fields + b"\r\n\r\n"
+    head = parse_request(raw, 0, len(raw))
+    assert head is not None
+    assert is_bare_upgrade(head.known) is expected
+    written = upstream_head(head, b"/", b"X-Forwarded-For: 9.9.9.9\r\n", None)
+    lines = written.lower().split(b"\r\n")
+    assert sum(line.startswith((b"connection:", b"upgrade:", b"te:")) for line in lines) == 2
+    assert lines.count(b"x-forwarded-for: 9.9.9.9") == 1
+    assert b"1.2.3.4" not in written

@@ -21,6 +21,7 @@ from workers.core.heads import Buffer
 # Chunk extensions and the trailer section are bounded: they are nobody's payload. In bytes, with CRLF.
 MAX_LINE: Final = 4096
 MAX_TRAILERS: Final = 16 * 1024
+MAX_EXTENSIONS: Final = 64 * 1024  # of a whole body
 
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15}+)([\t ]*+;[\t\x20-\x7e\x80-\xff]*+)?\r\n")
 _PLAIN_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15}+)\r\n")
@@ -53,12 +54,23 @@ class ChunkedBody:
     piece to send on.
     """
 
-    __slots__ = ("_left", "_payload_only", "_refusal", "_side", "_state", "_trailers", "payload", "spans")
+    __slots__ = (
+        "_extensions",
+        "_left",
+        "_payload_only",
+        "_refusal",
+        "_side",
+        "_state",
+        "_trailers",
+        "payload",
+        "spans",
+    )
 
     def __init__(self, *, side: str, payload_only: bool = False) -> None:
         self._state = _State.SIZE
         self._left = 0
         self._trailers = 0
+        self._extensions = 0
         self._payload_only = payload_only
         self._side = side
         self._refusal = errors.BAD_CHUNK if side == "client" else errors.BAD_RESPONSE
@@ -132,8 +144,9 @@ class ChunkedBody:
         return match.end()
 
     def _extended(self, start: int, extension: int, end: int) -> None:
-        if end - start > MAX_LINE:
-            raise self._error("chunk line is too long")
+        self._extensions += end - start
+        if end - start > MAX_LINE or self._extensions > MAX_EXTENSIONS:
+            raise self._error("chunk extensions are too long")
         if not self._payload_only:
             self._keep(start, extension)
             self._keep(end - 2, end)

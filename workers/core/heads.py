@@ -178,7 +178,7 @@ def _read_known_request(head: RequestHead, known: list[tuple[bytes, bytes]]) -> 
         raise ProxyError(errors.BAD_HOST, detail="no Host" if not hosts else "more than one Host")
     head.length = _request_length(head.minor, lengths, codings)
     head.keep_alive = _keeps_alive(head.minor, connection)
-    if head.upgrade and b"upgrade" not in tokens(connection):
+    if head.upgrade and connection != b"upgrade" and b"upgrade" not in tokens(connection):
         head.upgrade = b""  # RFC 9110 section 7.8: without the connection option it is to be ignored
     return hosts[0] if hosts else b""
 
@@ -221,6 +221,8 @@ def _keeps_alive(minor: int, connection: bytes) -> bool:
         return minor == 1
     if connection == b"keep-alive":
         return True
+    if connection == b"upgrade":
+        return minor == 1
     options = tokens(connection)
     if b"close" in options:
         return False

@@ -6,7 +6,7 @@ the operator's rules are applied last. Fields that nobody has to know travel as 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from workers.contract.snapshot import HeaderRules
@@ -17,6 +17,7 @@ _KEPT_REQUEST: Final = frozenset((b"host", b"content-length", b"transfer-encodin
 _KEPT_RESPONSE: Final = frozenset((b"content-length", b"transfer-encoding"))
 # Searched for one by one; more of them are looked up line by line.
 _FEW_NAMES: Final = 16
+_BARE: Final = frozenset(((b"connection", b"upgrade"), (b"upgrade", b"websocket")))
 # Connection may not take out what frames or routes the message.
 _NOT_NOMINATED: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive", b"upgrade", b"")
@@ -81,17 +82,25 @@ def response_rules(rules: HeaderRules) -> Rules | None:
     return None
 
 
+def is_bare_upgrade(known: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether the known fields of a handshake, or of the 101 to it, are Host, `Connection: Upgrade` and
+    `Upgrade: websocket`, each at most once, and nothing else."""
+    return len(known) <= 3 and frozenset(known) >= _BARE and len({name for name, _ in known}) == len(known)
+
+
 def upstream_head(head: RequestHead, target: bytes, forwarded: bytes, rules: Rules | None) -> bytes:
     """The head for the server. `forwarded` are the forwarding fields, each line ending with CRLF."""
     fields = head.fields
-    if head.plain and rules is None:
+    # A handshake's Connection and Upgrade are ours to write; mostly they stand there as we would.
+    as_it_is = head.plain or (bool(head.upgrade) and not head.absolute and is_bare_upgrade(head.known))
+    if as_it_is and rules is None:
         return b"".join((head.method, b" ", target, b" HTTP/1.1", fields, b"\r\n", forwarded, b"\r\n"))
-    if not head.plain:
+    if not as_it_is:
         fields = _request_fields(head, fields)
     fields = b"".join((fields, b"\r\n", forwarded[:-2])) if forwarded else fields
     if rules is not None:
         fields = rules.apply(fields)
-    if head.upgrade:
+    if head.upgrade and not as_it_is:
         fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
     return b"".join((head.method, b" ", target, b" HTTP/1.1", fields, b"\r\n\r\n"))
 
@@ -111,7 +120,7 @@ def _request_fields(head: RequestHead, fields: bytes) -> bytes:
         elif name not in _KEPT_REQUEST or (name == b"expect" and head.minor == 0):
             # Nobody waits for a 100 in HTTP/1.0: the expectation is ignored (RFC 9110 section 10.1.1).
             drop.append(name)
-            if name == b"connection":
+            if name == b"connection" and value != b"upgrade":
                 drop.extend(option for option in tokens(value) if option not in _NOT_NOMINATED)
             elif name == b"te" and b"trailers" in tokens(value):
                 trailers = True
@@ -144,7 +153,7 @@ def _response_fields(head: ResponseHead, fields: bytes) -> bytes:
     for name, value in head.known:
         if name not in _KEPT_RESPONSE:
             drop.append(name)
-            if name == b"connection":
+            if name == b"connection" and value != b"upgrade":
                 drop.extend(option for option in tokens(value) if option not in _NOT_NOMINATED)
     return cut(fields, dict.fromkeys(drop)) if drop else fields
 

@@ -159,8 +159,8 @@ class Client(Endpoint):
         if consumed < end and self.fd >= 0 and not self.closing:
             self.held = bytes(buffer[consumed:end])
             self.next()
-        if not exchange.request_done and self.exchange is exchange and not exchange.blocked:
-            self.expect(self.listener.spec.timeouts.body_idle)
+        if not exchange.request_done and self.exchange is exchange:
+            self._watch_body(exchange)
 
     def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> None:
         """RFC 9112 section 2.2: an empty line in front of a request is ignored; a second one is not."""
@@ -198,8 +198,15 @@ class Client(Endpoint):
         if self.exchange is not exchange:
             self.next()  # the response was complete already
             return
+        self._watch_body(exchange)
+
+    def _watch_body(self, exchange: Exchange) -> None:
+        """Sets the clock that a request's body runs by: `body_idle` while more of it is waited for, none
+        while the server is waited for; and while the client does not read, `send` goes on running."""
+        if self.out or exchange.queued:
+            return
         if exchange.request_done or exchange.blocked:
-            self.settle()
+            self.deadline = NEVER
         else:
             self.expect(self.listener.spec.timeouts.body_idle)
 
@@ -214,13 +221,13 @@ class Client(Endpoint):
     def resume_body(self) -> None:
         """The server takes more of the body."""
         self.resume()
-        exchange = self.exchange
-        if exchange is not None and not exchange.request_done and not exchange.blocked:
-            self.expect(self.listener.spec.timeouts.body_idle)
+        if self.exchange is not None:
+            self._watch_body(self.exchange)
 
     def settle(self) -> None:
-        """Nothing is waited for from the client."""
-        self.deadline = NEVER
+        """Nothing is waited for from the client, unless that it reads."""
+        if not self.out:
+            self.deadline = NEVER
 
     # --- writing and ending --------------------------------------------------------------------------
 
@@ -364,21 +371,23 @@ class Client(Endpoint):
 
     def refuse(
         self, refusal: Refusal, *, close: bool, without_body: bool = False, unread: bool = True
-    ) -> None:
-        """Writes a refusal; the caller goes on with `next`."""
+    ) -> int:
+        """Writes a refusal, and returns its length; the caller goes on with `next`."""
         close = close or refusal.close or self.worker.stopping
         if close:
             self.closing = True
             self.unread = unread
-        self.write(refusal_response(refusal, date=self.worker.date(), close=close, without_body=without_body))
+        answer = refusal_response(refusal, date=self.worker.date(), close=close, without_body=without_body)
+        self.write(answer)
+        return len(answer)
 
     def _refuse_head(self, error: ProxyError) -> None:
         """Refuses what never became an exchange; nothing behind it can be trusted to be a request."""
         self.held = b""
         self.settle()
-        self.refuse(error.refusal, close=True)
+        sent = self.refuse(error.refusal, close=True)
         if self.worker.journal is not None:
-            self.worker.journal.refusal(self, error)
+            self.worker.journal.refusal(self, error, sent)
         self.next()
 
     def _redirect(self, exchange: Exchange) -> None:
@@ -389,9 +398,11 @@ class Client(Endpoint):
         host = head.host if port == 443 else b"%b:%d" % (head.host, port)
         self.closing = self.closing or not exchange.request_done or exchange.closing
         self.unread = not exchange.request_done
-        self.write(
-            redirect_response(b"https://" + host + head.target, date=self.worker.date(), close=self.closing)
+        answer = redirect_response(
+            b"https://" + host + head.target, date=self.worker.date(), close=self.closing
         )
+        self.write(answer)
+        exchange.sent = len(answer)
         exchange.conclude(308, "")
         self.next()
 

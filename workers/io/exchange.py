@@ -19,7 +19,7 @@ from workers.contract import errors
 from workers.contract.errors import ProxyError, Retry
 from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
 from workers.core import upgrade
-from workers.core.heads import RequestHead
+from workers.core.heads import RequestHead, field_values
 from workers.core.rewrite import upstream_head
 from workers.core.wheel import NEVER
 from workers.io.response_side import ResponseSide
@@ -232,10 +232,10 @@ class Exchange(ResponseSide):
         server = self.server
         upstream = self.upstream
         stale = upstream is not None and upstream.reused and not upstream.held
-        self._detach()
         if self.response is not None:
             self.truncated(error)
             return
+        self._detach()
         self.failure = error
         if server is not None and not self._retry(server, error, stale=stale):
             self.worker.slab.cells[server.base + _ERRORS] += 1
@@ -295,7 +295,7 @@ class Exchange(ResponseSide):
         self._detach()
         refusal = error.refusal
         unread = not self.request_done
-        self.client.refuse(
+        self.sent += self.client.refuse(
             refusal,
             close=unread or self.closing,
             without_body=self.head.method == b"HEAD",
@@ -311,6 +311,8 @@ class Exchange(ResponseSide):
 
     def truncated(self, error: ProxyError) -> None:
         """The response can't be completed: the client must not take it for the whole."""
+        if self.server is not None and error.side == "upstream":
+            self.worker.slab.cells[self.server.base + _ERRORS] += 1
         self._detach()
         status = self.response.status if self.response is not None else 0
         client = self.client
@@ -410,11 +412,22 @@ _REFUSED_METHODS: Final = frozenset((b"CONNECT", b"TRACE"))
 
 def upgrade_fields(head: RequestHead) -> dict[bytes, bytes]:
     """The fields that the WebSocket handshake needs, repeated ones joined with commas."""
-    fields: dict[bytes, bytes] = {}
-    for line in head.fields.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name.startswith(b"sec-websocket-") or name in (b"content-length", b"transfer-encoding"):
-            value = value.strip(b"\t ")
-            fields[name] = fields[name] + b"," + value if name in fields else value
+    lowered = head.fields.lower()
+    fields = {name: _joined(head.fields, lowered, name) for name in _UPGRADE_FIELDS}
+    if head.length:
+        fields[b"content-length"] = b"%d" % head.length  # any body is one too many
     return fields
+
+
+_UPGRADE_FIELDS: Final = (b"sec-websocket-key", b"sec-websocket-version")
+
+
+def _joined(fields: bytes, lowered: bytes, name: bytes) -> bytes:
+    start = lowered.find(b"\r\n" + name + b":")
+    if start < 0:
+        return b""
+    start += len(name) + 3
+    if lowered.find(b"\r\n" + name + b":", start) >= 0:
+        return b",".join(field_values(fields, name))
+    end = fields.find(b"\r", start)
+    return (fields[start:end] if end >= 0 else fields[start:]).strip(b"\t ")

@@ -86,7 +86,7 @@ class Journal:
         )
         return True
 
-    def refusal(self, client: Client, error: ProxyError) -> None:
+    def refusal(self, client: Client, error: ProxyError, sent: int) -> None:
         """One line for bytes that never became a request."""
         log = self._log
         if log.wanted():
@@ -100,7 +100,7 @@ class Journal:
                         b"",
                         "",
                         error.refusal.status,
-                        0,
+                        sent,
                         0,
                         0.0,
                         "",

@@ -71,13 +71,14 @@ class Reactor:
         """Calls `callback` whenever `fd` is readable, at its end, or failed. Replacing a reader costs no
         system call."""
         readers = self._readers
-        if fd not in readers or fd in self._muted:
-            watched = fd in readers or fd in self._writers
-            self._muted.discard(fd)
+        if fd in readers:
             readers[fd] = callback
-            self._watch(fd, watched)
-        else:
-            readers[fd] = callback
+            if fd in self._muted:
+                self._muted.discard(fd)
+                self._watch(fd, True)
+            return
+        readers[fd] = callback
+        self._watch(fd, fd in self._writers)
 
     def mute_reader(self, fd: int, callback: Callback) -> None:
         """Reads no more, but calls `callback`, once, when `fd` is reset or both its directions have ended:

@@ -16,7 +16,7 @@ from workers.core.heads import (
     field_values,
     parse_response,
 )
-from workers.core.rewrite import client_head, unchunked
+from workers.core.rewrite import client_head, is_bare_upgrade, unchunked
 from workers.io import tunnel
 from workers.io.request_side import RequestSide
 
@@ -261,7 +261,8 @@ class ResponseSide(RequestSide):
             fields.get(b"connection", b""),
             accepts[0] if len(accepts) == 1 else b"",
         )
-        extra = b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
+        head.plain = is_bare_upgrade(head.known)
+        extra = b"" if head.plain else b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
         if self.set_cookie:
             extra += b"\r\nSet-Cookie: " + self.set_cookie
         self.response = head

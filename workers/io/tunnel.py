@@ -119,7 +119,9 @@ class Pipe:
         if self.out:
             return
         self.worker.loop.remove_writer(self.sink_fd)
-        if self.ended:
+        if self.tunnel.both_ended():
+            self.tunnel.close()
+        elif self.ended:
             self._pass_end()
         else:
             self.resume()
@@ -151,18 +153,19 @@ class Pipe:
         self.tunnel.broken(self.name)
 
     def _end(self) -> None:
-        self.pause()  # a reader left armed after the end spins
         self.ended = True
-        if not self.tunnel.closer:
-            self.tunnel.closer = self.name
+        tunnel = self.tunnel
+        if not tunnel.closer:
+            tunnel.closer = self.name
+        if tunnel.both_ended():
+            tunnel.close()  # which says it to both
+            return
+        self.pause()  # a reader left armed after the end spins
         if not self.out:
             self._pass_end()
 
     def _pass_end(self) -> None:
-        """The source said all it has to say: the sink shall know. Both done closes the tunnel."""
-        if self.tunnel.both_ended():
-            self.tunnel.direction_ended()  # the close itself says it
-            return
+        """The source said all it has to say: the sink shall know."""
         try:
             self.sink.shutdown(socket.SHUT_WR)
         except BlockingIOError:  # close_notify, sent in part
@@ -170,8 +173,6 @@ class Pipe:
             return
         except OSError:
             self.tunnel.sink_failed(self)
-            return
-        self.tunnel.direction_ended()
 
     def close(self) -> None:
         """Unregisters what this direction watches."""
@@ -288,14 +289,10 @@ class Tunnel:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def direction_ended(self) -> None:
-        """One direction is done; with the second the tunnel is."""
-        if self.both_ended():
-            self._close()
-
     def both_ended(self) -> bool:
         """Whether both sides have sent their ends, and all before them was passed on."""
-        return all(pipe.ended and not pipe.out for pipe in (self.from_client, self.from_server))
+        client, server = self.from_client, self.from_server
+        return client.ended and server.ended and not (client.out or server.out)
 
     def sink_failed(self, pipe: Pipe) -> None:
         """The sink of `pipe` does not take bytes any more: its owner is gone."""
@@ -307,15 +304,16 @@ class Tunnel:
             return
         if not self.closer:
             self.closer = "none"
-        self._close(survivor=self.server_sock if name == "client" else self.client)
+        self.close(survivor=self.server_sock if name == "client" else self.client)
 
     def stop(self) -> None:
         """The load balancer ends it: an end to both sides."""
         if self.open:
             self.closer = self.closer or "lb"
-            self._close()
+            self.close()
 
-    def _close(self, survivor: Stream | None = None) -> None:
+    def close(self, survivor: Stream | None = None) -> None:
+        """Ends the tunnel; `survivor` is the side that is told by a reset that this is no proper end."""
         self.open = False
         worker = self.worker
         worker.wheel.drop(self)
