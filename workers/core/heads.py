@@ -55,6 +55,7 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*+)(.*+)", re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}+")
 
 _HOST_MEMO_LIMIT: Final = 4096
+_KEEP_ALIVE: Final = (b"connection", b"keep-alive")
 _host_memo: dict[bytes, bytes] = {}
 
 
@@ -137,6 +138,12 @@ def parse_request(buffer: Buffer, start: int, end: int) -> RequestHead | None:
         head.keep_alive = head.minor == 1
         head.upgrade = b""
         head.plain = True
+    elif len(known) == 2 and known[0][0] == b"host" and known[1] == _KEEP_ALIVE:
+        authority = known[0][1]  # what nearly every browser sends
+        head.length = 0
+        head.keep_alive = True
+        head.upgrade = b""
+        head.plain = False
     else:
         authority = _read_known_request(head, known)
     head.target = target

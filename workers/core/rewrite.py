@@ -6,7 +6,7 @@ the operator's rules are applied last. Fields that nobody has to know travel as 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from workers.contract.snapshot import HeaderRules
@@ -17,7 +17,10 @@ _KEPT_REQUEST: Final = frozenset((b"host", b"content-length", b"transfer-encodin
 _KEPT_RESPONSE: Final = frozenset((b"content-length", b"transfer-encoding"))
 # Searched for one by one; more of them are looked up line by line.
 _FEW_NAMES: Final = 16
-_BARE: Final = frozenset(((b"connection", b"upgrade"), (b"upgrade", b"websocket")))
+_BARE: Final = (
+    [(b"upgrade", b"websocket"), (b"connection", b"upgrade")],
+    [(b"connection", b"upgrade"), (b"upgrade", b"websocket")],
+)
 # Connection may not take out what frames or routes the message.
 _NOT_NOMINATED: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive", b"upgrade", b"")
@@ -82,10 +85,10 @@ def response_rules(rules: HeaderRules) -> Rules | None:
     return None
 
 
-def is_bare_upgrade(known: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether the known fields of a handshake, or of the 101 to it, are Host, `Connection: Upgrade` and
-    `Upgrade: websocket`, each at most once, and nothing else."""
-    return len(known) <= 3 and frozenset(known) >= _BARE and len({name for name, _ in known}) == len(known)
+def is_bare_upgrade(known: list[tuple[bytes, bytes]]) -> bool:
+    """Whether the known fields of a handshake, or of the 101 to it, are `Connection: Upgrade` and `Upgrade:
+    websocket`, with or without a Host in front, and nothing else."""
+    return (known[1:] if len(known) == 3 and known[0][0] == b"host" else known) in _BARE
 
 
 def upstream_head(head: RequestHead, target: bytes, forwarded: bytes, rules: Rules | None) -> bytes:

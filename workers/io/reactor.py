@@ -78,7 +78,11 @@ class Reactor:
                 self._watch(fd, True)
             return
         readers[fd] = callback
-        self._watch(fd, fd in self._writers)
+        if fd in self._writers:
+            self._watch(fd, True)
+        else:
+            self._epoll.register(fd, _IN)
+            self._fresh.add(fd)
 
     def mute_reader(self, fd: int, callback: Callback) -> None:
         """Reads no more, but calls `callback`, once, when `fd` is reset or both its directions have ended:
@@ -92,7 +96,10 @@ class Reactor:
         """Stops that; harmless where there is no reader."""
         if self._readers.pop(fd, None) is not None:
             self._muted.discard(fd)
-            self._watch(fd, True)
+            if fd in self._writers:
+                self._watch(fd, True)
+            else:
+                self._epoll.unregister(fd)
 
     def add_writer(self, fd: int, callback: Callback) -> None:
         """Calls `callback` whenever `fd` is writable or failed."""
