@@ -2,7 +2,7 @@
 
 Why not asyncio or uvloop here: libuv tests a descriptor with a pair of epoll_ctl when it is first watched and
 stops watching it on EPOLLERR, so that a connection costs 6 epoll_ctl and 2 ioctl where 2 do, and a reset
-that comes together with data is never reported. Measured with the same proxy on both: see CHANGELOG.
+that comes together with data is never reported. Measured with the same proxy on both: see docs/principles.md.
 
 Everything is level-triggered, so a callback may leave work undone: it is called again. All methods are for
 the loop's own thread; `call_threadsafe` is for the others.
