@@ -103,6 +103,13 @@ class ChunkedBody:
                 break
         return position
 
+    def passed(self, view: memoryview) -> bytes | memoryview:
+        """What of `view`, the piece that was fed last, is to be sent on: mostly a part of it as it is."""
+        if len(self.spans) == 1:
+            start, end = self.spans[0]
+            return view[start:end]
+        return b"".join([view[start:end] for start, end in self.spans])
+
     def _data(self, position: int, end: int) -> int:
         take = min(self._left, end - position)
         self._left -= take

@@ -107,8 +107,8 @@ class Exchange(ResponseSide):
         if head.length == 0:
             self.first = top
         else:
-            consumed, pieces = self.begin_body(buffer, start, end)
-            self.first = b"".join((top, *pieces))
+            consumed, data = self.begin_body(buffer, start, end)
+            self.first = b"".join((top, data))
         if pool.keyed:
             self.key, self.ring_key, self.stuck = pool.find_keys(head, client.address_for(head))
         slab = self.worker.slab.cells

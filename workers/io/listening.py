@@ -143,7 +143,7 @@ def _port(spec: ListenerSpec) -> int:
 class Acceptor:
     """One listening socket. `home` is the worker slot that it was made for."""
 
-    __slots__ = ("family", "fd", "listener", "resting", "sock", "worker")
+    __slots__ = ("family", "fd", "listener", "sock", "worker")
 
     def __init__(self, listener: Listener, fd: int) -> None:
         self.listener = listener
@@ -152,7 +152,6 @@ class Acceptor:
         self.sock = RawSocket(fileno=fd)
         self.sock.setblocking(False)
         self.family = self.sock.family
-        self.resting: object | None = None
 
     def start(self) -> None:
         """Accepts from now on."""
@@ -191,10 +190,9 @@ class Acceptor:
             error=error,
         )
         self.worker.loop.remove_reader(self.fd)
-        self.resting = self.worker.loop.call_later(REST, self._wake)
+        self.worker.loop.call_later(REST, self._wake)
 
     def _wake(self) -> None:
-        self.resting = None
         if self.fd >= 0:
             self.start()
 

@@ -12,6 +12,7 @@ from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values
 from workers.core.sticky import StickyCookie, cookie_value, query_value
 from workers.io.resolver import Address, Addresses
+from workers.io.tls_context import client_context
 
 if TYPE_CHECKING:
     from workers.io.exchange import Exchange
@@ -53,7 +54,7 @@ class Server:
         self.grant = 0  # of max_connections, this worker's share as of the last tick
         self.retired = False
         self.addresses = Addresses(worker, spec)
-        self.tls = worker.client_context(pool.spec.tls) if pool.spec.tls else None
+        self.tls = client_context(pool.spec.tls) if pool.spec.tls else None
 
     def begin(self) -> None:
         """One exchange or tunnel more."""
@@ -62,7 +63,7 @@ class Server:
         cells[self.base] += 1
         cells[self.base + _REQUESTS] += 1
         if self.pool.scored:
-            self.pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
+            self.rescore()
 
     def end(self) -> None:
         """One exchange or tunnel less; a queued request may take its place."""
@@ -70,9 +71,13 @@ class Server:
         self.worker.slab.cells[self.base] -= 1
         pool = self.pool
         if pool.scored:
-            pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
+            self.rescore()
         if pool.waiting:
             pool.place_is_free()
+
+    def rescore(self) -> None:
+        """Puts the load by weight, with the request that would be placed, where the policies compare it."""
+        self.pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
 
     @property
     def full(self) -> bool:
@@ -214,8 +219,8 @@ class Pool:
                 server.take_grant(len(self.waiting))
             if self.scored:
                 base = server.base
-                server.others = others = sum([cells[base] for cells in siblings])
-                self.scores[server.index] = (server.active + others + 1) / server.spec.weight
+                server.others = sum([cells[base] for cells in siblings])
+                server.rescore()
         self.place_is_free()
 
     def place_is_free(self) -> None:

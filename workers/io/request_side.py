@@ -90,24 +90,24 @@ class RequestSide:
         """The exchange became a tunnel; whether that was logged."""
         raise NotImplementedError
 
-    def begin_body(self, buffer: Buffer, start: int, end: int) -> tuple[int, list[memoryview]]:
-        """Takes what is there of the body; returns where it ends and the pieces to send."""
+    def begin_body(self, buffer: Buffer, start: int, end: int) -> tuple[int, bytes | memoryview]:
+        """Takes what is there of the body; returns where it ends and what to send of it."""
         view = memoryview(buffer)
         head = self.head
         limit = self.client.listener.spec.limits.body_bytes
         if head.length == CHUNKED:
             self.body = ChunkedBody(side="client")
             consumed = self._scan(buffer, start, end)
-            pieces = [view[a:b] for a, b in self.body.spans]
+            data = self.body.passed(view)
         else:
             if head.length > limit:
                 raise ProxyError(errors.BODY_TOO_LARGE, detail=f"{head.length} bytes, the limit is {limit}")
             consumed = min(end, start + head.length)
             self.body_left = head.length - (consumed - start)
             self.request_done = not self.body_left
-            pieces = [view[start:consumed]]
+            data = view[start:consumed]
         self.received += consumed - start
-        return consumed, pieces
+        return consumed, data
 
     def _scan(self, buffer: Buffer, start: int, end: int) -> int:
         body = self.body
@@ -134,12 +134,8 @@ class RequestSide:
         self.first = b""
         if self.body is not None:
             consumed = self._scan(buffer, 0, end)
-            spans = self.body.spans
-            if len(spans) == 1:
-                a, b = spans[0]
-                upstream.send(view[a:b])
-            elif spans:
-                upstream.send(b"".join([view[a:b] for a, b in spans]))
+            if self.body.spans:
+                upstream.send(self.body.passed(view))
         else:
             consumed = min(end, self.body_left)
             self.body_left -= consumed
@@ -157,6 +153,7 @@ class RequestSide:
         return consumed
 
     def wait_for_server(self, upstream: Upstream) -> None:
+        """Sets the clock of the server's connection to what is waited for from it now."""
         timeouts = self.pool.spec.timeouts
         if not self.request_done:
             upstream.deadline = NEVER  # it waits for the client, whose own clock runs

@@ -186,12 +186,8 @@ class ResponseSide(RequestSide):
 
     def _chunked(self, body: ChunkedBody, buffer: Buffer, view: memoryview, start: int, size: int) -> None:
         end = body.feed(buffer, start, size)
-        spans = body.spans
-        if len(spans) == 1:
-            a, b = spans[0]
-            self._write(view[a:b])
-        elif spans:
-            self._write(b"".join([view[a:b] for a, b in spans]))
+        if body.spans:
+            self._write(body.passed(view))
         if body.done:
             self._complete(size - end)
             return

@@ -22,14 +22,13 @@ from workers.io.listening import Acceptor, Listener
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
 from workers.io.tls import TlsStream
-from workers.io.tls_context import TlsSetupError, client_context, server_name
+from workers.io.tls_context import TlsSetupError, server_name
 from workers.io.tunnel import Pipe
 
 if TYPE_CHECKING:
     import ssl
     from _socket import socket as RawSocket
 
-    from workers.contract.snapshot import UpstreamTls
     from workers.io.downstream import Client
     from workers.io.pool import Server
     from workers.io.tunnel import Tunnel
@@ -102,10 +101,6 @@ class Worker:
                 owner.abandon()
             except Exception as second:  # whatever state the first one left behind
                 self.log.error("fault while ending a connection", error=repr(second))
-
-    def client_context(self, tls: UpstreamTls) -> ssl.SSLContext:
-        """The TLS context for the servers of a pool. Raises `TlsSetupError`."""
-        return client_context(tls)
 
     def client_stream(self, context: ssl.SSLContext, sock: RawSocket, server: Server) -> TlsStream:
         """TLS on a fresh connection to `server`. Raises `OSError` where the peer is gone already."""
