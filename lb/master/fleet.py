@@ -17,6 +17,7 @@ from lb.master.loop import Loop
 from lb.master.spawn import Spawned
 from lb.master.supervision import CHANNEL, LATE, REFUSED, WEDGED, Backoff, cause_of_death, quiet_for
 from lb.master.worker_process import Phase, WorkerProcess
+from workers.contract.cells import WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import (
     Abort,
@@ -29,7 +30,7 @@ from workers.contract.messages import (
     ReopenLogs,
     Stop,
 )
-from workers.contract.scoreboard import Scoreboard, WorkerCell
+from workers.contract.scoreboard import Scoreboard
 
 _LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
 _DUMP_TIME: Final = 0.5  # between the stack dump of a wedged worker and its end

@@ -14,7 +14,8 @@ from typing import Final
 
 from lb.master.fleet import Fleet
 from lb.master.loop import Loop
-from workers.contract.scoreboard import Scoreboard, ServerCell
+from workers.contract.cells import ServerCell
+from workers.contract.scoreboard import Scoreboard
 from workers.contract.snapshot import Snapshot
 
 _BUSY: Final = 0.05  # seconds between two turns while any server has a limit

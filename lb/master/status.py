@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from lb.master.fleet import Fleet
 from lb.master.report import ListenerReport, WorkerReport
 from lb.master.worker_process import WorkerProcess
-from workers.contract.scoreboard import ListenerCell, RouteCell, Scoreboard, ServerCell, Slab, WorkerCell
+from workers.contract.cells import ListenerCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.scoreboard import Scoreboard, Slab
 from workers.contract.snapshot import ListenerSpec
 
 _GAUGES = {

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from tests.harness import processes
 from tests.harness.balancer import LoadBalancer
 from tests.harness.waiting import eventually
-from workers.contract.scoreboard import RouteCell, Scoreboard, ServerCell, WorkerCell
+from workers.contract.cells import RouteCell, ServerCell, WorkerCell
+from workers.contract.scoreboard import Scoreboard
 
 ROWS = 16  # as many of each kind are read; a test has fewer
 

@@ -24,6 +24,7 @@ from lb.master import Master
 from lb.master.failures import StartError
 from workers.contract import messages
 from workers.contract import snapshot as snapshots
+from workers.contract.cells import WorkerCell
 from workers.contract.messages import (
     Abort,
     AccessLogFd,
@@ -40,7 +41,7 @@ from workers.contract.messages import (
     SnapshotFd,
     Stop,
 )
-from workers.contract.scoreboard import Scoreboard, Slab, WorkerCell
+from workers.contract.scoreboard import Scoreboard, Slab
 
 FOLDER = pathlib.Path(".")
 

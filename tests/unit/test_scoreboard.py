@@ -12,23 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.contract.scoreboard import (
-    CELL,
-    HEADER_CELLS,
-    Capacity,
-    ListenerCell,
-    RouteCell,
-    Scoreboard,
-    ScoreboardError,
-    ServerCell,
-    Slab,
-    WorkerCell,
-)
+from workers.contract.cells import ListenerCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.scoreboard import CELL, HEADER_CELLS, Capacity, Scoreboard, ScoreboardError, Slab
 
 # The children only count and leave: that other tests have started threads does not matter to them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
-SMALL = Capacity(workers=3, listeners=2, routes=5, servers=4)
+SMALL = Capacity(workers=3, listeners=2, routes=5, pools=2, servers=4, series=8)
 
 
 @contextlib.contextmanager

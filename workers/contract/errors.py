@@ -67,6 +67,23 @@ QUEUE_TIMEOUT: Final = _refusal("queue_timeout", 503, "No server was free in tim
 SHUTTING_DOWN: Final = _refusal("shutting_down", 503, "The load balancer is shutting down.", close=True)
 
 
+# Not refusals of requests, but reasons all the same.
+CONNECTION_LIMIT: Final = _refusal("connection_limit", 503, "Too many connections.", close=True)
+REDIRECTED: Final = _refusal("redirect_https", 308, "Use https.")
+TRUNCATED: Final = _refusal("truncated", 502, "The server's answer ended early.")
+SERVER_BUSY: Final = _refusal("retried_503", 503, "The server answered 503, and another one was asked.")
+
+# Every reason, in an order that never changes: metrics count by the place in it. New ones go to the end.
+REASONS: Final = (
+    BAD_REQUEST_LINE, BAD_HEADER, BAD_HOST, BAD_FRAMING, BAD_CHUNK, BAD_VERSION, BAD_TRANSFER_CODING,
+    BAD_UPGRADE, WEBSOCKET_VERSION, METHOD_REFUSED, NO_ROUTE, MISDIRECTED, HEAD_TIMEOUT, BODY_TIMEOUT,
+    BODY_TOO_LARGE, TARGET_TOO_LONG, HEAD_TOO_LARGE, PLAIN_ON_TLS, CONNECT_FAILED, CONNECT_TIMEOUT,
+    RESOLVE_FAILED, UPSTREAM_TLS, UPSTREAM_RESET, BAD_RESPONSE, RESPONSE_TIMEOUT, BAD_ACCEPT, NO_SERVER,
+    QUEUE_FULL, QUEUE_TIMEOUT, SHUTTING_DOWN, CONNECTION_LIMIT, REDIRECTED, TRUNCATED, SERVER_BUSY,
+)  # fmt: skip
+REASON_INDEX: Final = {refusal: index for index, refusal in enumerate(REASONS)}
+
+
 class ProxyError(Exception):
     """An exchange that can't go on.
 

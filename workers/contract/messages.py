@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import socket
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -57,6 +58,42 @@ class AccessLogFd(Message, frozen=True, kw_only=True):
 FdRole = ListenerFd | CertificateFd | SnapshotFd | AccessLogFd
 
 
+# --- tunnels, as the admin API sees them --------------------------------------------------------------
+
+
+class TunnelFilter(Message, frozen=True, kw_only=True):
+    """What a tunnel must match; empty fields match all. `client` is an address, or the start of one;
+    `older` and `idle` are seconds at the least."""
+
+    numbers: tuple[int, ...] = ()
+    route: str = ""
+    pool: str = ""
+    server: str = ""
+    client: str = ""
+    older: float = 0.0
+    idle: float = 0.0
+
+
+class TunnelReport(Message, frozen=True, kw_only=True):
+    """One tunnel. Bytes and messages are counted by who sent them; -1 where frames are not inspected."""
+
+    number: int  # unique in its worker process, growing
+    route: str
+    pool: str
+    server: str
+    client: str
+    host: str
+    path: str
+    request_id: str
+    age: float  # seconds
+    idle: float  # seconds since a byte passed
+    client_bytes: int
+    server_bytes: int
+    client_messages: int
+    server_messages: int
+    tls: bool
+
+
 # --- master to worker --------------------------------------------------------------------------------
 
 
@@ -99,6 +136,25 @@ class Stop(Message, frozen=True, kw_only=True):
     grace: float
 
 
+class ListTunnels(Message, frozen=True, kw_only=True):
+    """Tell about the tunnels that match; answered by `Tunnels` with the same `request`."""
+
+    request: int
+    where: TunnelFilter
+    after: int = 0  # only tunnels with a higher number: where the last page ended
+    limit: int = 100
+
+
+class CloseTunnels(Message, frozen=True, kw_only=True):
+    """Close the tunnels that match, each with a Close frame (RFC 6455 section 5.5.1) to both sides; answered
+    by `TunnelsClosed` with the same `request` as soon as all are on their way."""
+
+    request: int
+    where: TunnelFilter
+    code: int
+    reason: str = ""
+
+
 # --- worker to master --------------------------------------------------------------------------------
 
 
@@ -127,14 +183,48 @@ class Committed(Message, frozen=True, kw_only=True):
     generation: int
 
 
-AnyMessage = Attach | Prepare | Commit | Abort | ReopenLogs | Stop | Ready | Prepared | Refused | Committed
+class Tunnels(Message, frozen=True, kw_only=True):
+    """One page, by number. `more` says that there are others behind the last; `total` counts all that
+    match, on this page or not."""
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+    request: int
+    tunnels: tuple[TunnelReport, ...]
+    total: int
+    more: bool
+
+
+class TunnelsClosed(Message, frozen=True, kw_only=True):
+    """So many tunnels are being closed."""
+
+    request: int
+    count: int
+
+
+AnyMessage = (
+    Attach
+    | Prepare
+    | Commit
+    | Abort
+    | ReopenLogs
+    | Stop
+    | ListTunnels
+    | CloseTunnels
+    | Ready
+    | Prepared
+    | Refused
+    | Committed
+    | Tunnels
+    | TunnelsClosed
+)
 
 
 class ChannelError(ConnectionError):
     """The channel can't be trusted any more: truncated, malformed, or too large a message."""
+
+
+_Any = TypeVar("_Any")
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -145,7 +235,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def send(channel: socket.socket, message: AnyMessage, fds: Sequence[int] = ()) -> None:
+def send(channel: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Sends one message with its descriptors, whole or not at all.
 
     Raises `BlockingIOError` when the peer's queue is full (nothing was sent), `ChannelError` when the
@@ -159,6 +249,13 @@ def send(channel: socket.socket, message: AnyMessage, fds: Sequence[int] = ()) -
 
 
 def receive(channel: socket.socket) -> tuple[AnyMessage, list[int]] | None:
+    """The next message of a worker's channel; see `receive_any`."""
+    return receive_any(channel, _decoder)
+
+
+def receive_any(
+    channel: socket.socket, decoder: msgspec.msgpack.Decoder[_Any]
+) -> tuple[_Any, list[int]] | None:
     """The next message and its descriptors (close-on-exec, now the caller's); `None` when the peer closed.
 
     Raises `BlockingIOError` when nothing waits, and `ChannelError` when the datagram was truncated or is
@@ -175,7 +272,7 @@ def receive(channel: socket.socket) -> tuple[AnyMessage, list[int]] | None:
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ChannelError("truncated message")
-        return _decoder.decode(data), fds
+        return decoder.decode(data), fds
     except (ChannelError, *DECODE_ERRORS) as error:
         for fd in fds:
             socket.close(fd)

@@ -2,81 +2,41 @@
 
 Layout (8-byte cells, native byte order)::
 
-    header  magic, format, capacities, and for each area of a slab its offset and stride
-    slab 0  written by worker slot 0 alone
-    slab 1  written by worker slot 1 alone
+    header   magic, format, capacities, and for each area of a slab its offset and stride
+    slab 0   written by worker slot 0 alone
+    slab 1   written by worker slot 1 alone
     ...
-    grants  written by the master alone: how much of each server's max_connections a worker has
+    grants   written by the master alone: how much of each server's max_connections a worker has
+    control  written by the control process alone: its own cells, then a row per server: its state
 
-A slab holds the worker's own cells, then one row per listener, route and server. Aligned 8-byte cells do
-not tear here, so a reader needs no lock; a row is not a transaction. Pages that nobody touches cost
-nothing, so the capacities are generous: a configuration beyond them is refused by name. The header states the
-layout, so that one that this code would misread is refused.
-
-Gauges go up and down and are signed; counters only grow.
+A slab holds the worker's own cells, one row per listener, route, pool and server, then the series: counters
+by labels that are not known before (see `series`). What each cell holds is said in `cells`. Aligned 8-byte
+cells do not tear here, so a reader needs no lock; a row is not a transaction. Pages that nobody touches cost
+nothing, so the capacities are generous: a configuration beyond them is refused by name. (To read a page that
+was never written makes it, so slabs whose HEARTBEAT is 0 are left alone.) The header states the layout, so
+that one that this code would misread is refused.
 """
 
 from __future__ import annotations
 
-import enum
 import mmap
 import os
 from typing import Final, NamedTuple
 
+from workers.contract.cells import (
+    ControlCell,
+    ListenerCell,
+    PoolCell,
+    RouteCell,
+    ServerCell,
+    StateCell,
+    WorkerCell,
+)
+
 MAGIC: Final = 0x6C62_7363_6F72_6531
-FORMAT: Final = 1
+FORMAT: Final = 2
 HEADER_CELLS: Final = 512
 CELL: Final = 8
-
-
-class WorkerCell(enum.IntEnum):
-    """The worker's own cells."""
-
-    HEARTBEAT = 0  # monotonic nanoseconds of the last turn of the event loop's tick
-    GENERATION = 1  # of the configuration that is served
-    PID = 2
-    CONNECTIONS = 3  # gauge: client connections
-    TUNNELS = 4  # gauge: WebSocket tunnels
-    ACCEPTED = 5  # counter: client connections
-    REQUESTS = 6  # counter: exchanges that ended, upgrades among them
-    LOG_DROPPED = 7  # counter: access log lines that were lost
-    ACCEPT_PAUSED = 8  # counter: accept failed for want of fds or memory
-    LAG = 9  # nanoseconds that the last tick came late
-    UPSTREAM_IDLE = 10  # gauge: idle upstream connections
-    LISTENERS = 11  # gauge: listening sockets served
-    WIDTH = 64
-
-
-class ListenerCell(enum.IntEnum):
-    """A row per listener."""
-
-    CONNECTIONS = 0  # gauge
-    ACCEPTED = 1
-    REJECTED = 2  # counter: over limits.connections
-    WIDTH = 16
-
-
-class RouteCell(enum.IntEnum):
-    """A row per route."""
-
-    IN_FLIGHT = 0  # gauge: exchanges
-    REQUESTS = 1
-    TUNNELS = 2  # gauge
-    WIDTH = 32
-
-
-class ServerCell(enum.IntEnum):
-    """A row per server."""
-
-    ACTIVE = 0  # gauge: exchanges in flight plus tunnels; what least-conn and p2c compare
-    TUNNELS = 1  # gauge
-    CONNECTIONS = 2  # gauge: open upstream connections, idle ones too
-    REQUESTS = 3
-    ERRORS = 4
-    RETRIES = 5
-    WAITING = 6  # gauge: queued requests that this server could serve
-    BOUND = 7  # gauge: exchanges that this worker may have on the server, or has, whichever is more
-    WIDTH = 32
 
 
 class Capacity(NamedTuple):
@@ -85,12 +45,22 @@ class Capacity(NamedTuple):
     workers: int = 64
     listeners: int = 64
     routes: int = 4096
+    pools: int = 4096
     servers: int = 4096
+    series: int = 65_536
 
 
 class _Area(NamedTuple):
     offset: int  # cells from the start of the slab
     stride: int
+
+
+class _Areas(NamedTuple):
+    listeners: _Area
+    routes: _Area
+    pools: _Area
+    servers: _Area
+    series: _Area
 
 
 class ScoreboardError(ValueError):
@@ -101,13 +71,20 @@ class Slab:
     """One worker's cells. `cells` is the whole slab; the `*_base` methods give a row's first index, so
     that the hot path is `cells[base + ServerCell.ACTIVE] += 1`."""
 
-    __slots__ = ("_listeners", "_routes", "_servers", "cells")
+    __slots__ = ("_listeners", "_pools", "_routes", "_servers", "cells", "series_base")
 
-    def __init__(self, cells: memoryview, listeners: _Area, routes: _Area, servers: _Area) -> None:
+    def __init__(self, cells: memoryview, areas: _Areas) -> None:
         self.cells: memoryview = cells
-        self._listeners = listeners
-        self._routes = routes
-        self._servers = servers
+        self._listeners = areas.listeners
+        self._routes = areas.routes
+        self._pools = areas.pools
+        self._servers = areas.servers
+        self.series_base: int = areas.series.offset
+
+    @property
+    def used(self) -> bool:
+        """Whether a worker ever was here."""
+        return self.cells[WorkerCell.HEARTBEAT] != 0
 
     def listener_base(self, slot: int) -> int:
         """Index of the first cell of listener `slot`."""
@@ -116,6 +93,10 @@ class Slab:
     def route_base(self, slot: int) -> int:
         """Index of the first cell of route `slot`."""
         return self._routes.offset + slot * self._routes.stride
+
+    def pool_base(self, slot: int) -> int:
+        """Index of the first cell of pool `slot`."""
+        return self._pools.offset + slot * self._pools.stride
 
     def server_base(self, slot: int) -> int:
         """Index of the first cell of server `slot`."""
@@ -127,28 +108,45 @@ class Slab:
         return self.cells[base : base + self._servers.stride]
 
     def clear_gauges(self, capacity: Capacity) -> None:
-        """What a successor does first: its predecessor's connections are gone, its counters stay."""
+        """What a successor does first: its predecessor's connections are gone, its counters stay. (The
+        gauges among the series are cleared by `SeriesTable`.)"""
         cells = self.cells
-        for cell in (
-            WorkerCell.CONNECTIONS,
-            WorkerCell.TUNNELS,
-            WorkerCell.UPSTREAM_IDLE,
-            WorkerCell.LISTENERS,
+        for gauge in _WORKER_GAUGES:
+            cells[gauge] = 0
+        if not self.used:
+            return  # nobody was here, and writing zeros would make the pages
+        for base, count, stride, gauges in (
+            (*self._rows(self._listeners, capacity.listeners), _LISTENER_GAUGES),
+            (*self._rows(self._routes, capacity.routes), _ROUTE_GAUGES),
+            (*self._rows(self._pools, capacity.pools), _POOL_GAUGES),
+            (*self._rows(self._servers, capacity.servers), _SERVER_GAUGES),
         ):
-            cells[cell] = 0
-        for slot in range(capacity.listeners):
-            cells[self.listener_base(slot) + ListenerCell.CONNECTIONS] = 0
-        for slot in range(capacity.routes):
-            base = self.route_base(slot)
-            cells[base + RouteCell.IN_FLIGHT] = 0
-            cells[base + RouteCell.TUNNELS] = 0
-        for slot in range(capacity.servers):
-            base = self.server_base(slot)
-            cells[base + ServerCell.ACTIVE] = 0
-            cells[base + ServerCell.TUNNELS] = 0
-            cells[base + ServerCell.CONNECTIONS] = 0
-            cells[base + ServerCell.WAITING] = 0
-            cells[base + ServerCell.BOUND] = 0
+            for row in range(base, base + count * stride, stride):
+                for gauge in gauges:
+                    cells[row + gauge] = 0
+
+    @staticmethod
+    def _rows(area: _Area, count: int) -> tuple[int, int, int]:
+        return area.offset, count, area.stride
+
+
+_WORKER_GAUGES: Final[tuple[int, ...]] = (
+    WorkerCell.CONNECTIONS,
+    WorkerCell.TUNNELS,
+    WorkerCell.UPSTREAM_IDLE,
+    WorkerCell.LISTENERS,
+)
+_LISTENER_GAUGES: Final[tuple[int, ...]] = (ListenerCell.CONNECTIONS,)
+_ROUTE_GAUGES: Final[tuple[int, ...]] = (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)
+_POOL_GAUGES: Final[tuple[int, ...]] = (PoolCell.QUEUED,)
+_SERVER_GAUGES: Final[tuple[int, ...]] = (
+    ServerCell.ACTIVE,
+    ServerCell.TUNNELS,
+    ServerCell.CONNECTIONS,
+    ServerCell.WAITING,
+    ServerCell.BOUND,
+    ServerCell.IDLE,
+)
 
 
 class Scoreboard:
@@ -160,8 +158,12 @@ class Scoreboard:
         self.capacity = capacity
         self._memory = memory
         self._cells = memoryview(memory).cast("q")
-        self._listeners, self._routes, self._servers, self._slab_cells = _areas(capacity)
-        self.grants = self._cells[HEADER_CELLS + capacity.workers * self._slab_cells :]
+        self._areas, self._slab_cells = _areas(capacity)
+        grants = HEADER_CELLS + capacity.workers * self._slab_cells
+        control = grants + _pages(capacity.workers * capacity.servers)
+        self.grants = self._cells[grants:control]
+        # What the control process alone writes: its own cells (ControlCell), then a row per server.
+        self.control = self._cells[control:]
 
     @classmethod
     def create(cls, capacity: Capacity | None = None) -> Scoreboard:
@@ -184,7 +186,7 @@ class Scoreboard:
         header = memoryview(memory).cast("q")[:HEADER_CELLS].tolist()
         if header[0] != MAGIC or header[1] != FORMAT:
             raise ScoreboardError(f"no scoreboard of format {FORMAT}")
-        capacity = Capacity(*header[2:6])
+        capacity = Capacity(*header[2 : 2 + len(Capacity._fields)])
         expected = _header(capacity)
         if header[: len(expected)] != expected or size != _size(capacity):
             raise ScoreboardError("the scoreboard is laid out otherwise, or cut short")
@@ -204,28 +206,48 @@ class Scoreboard:
             raise IndexError(f"worker slot {worker} is beyond the capacity of {self.capacity.workers}")
         start = HEADER_CELLS + worker * self._slab_cells
         cells = self._cells[start : start + self._slab_cells]
-        return Slab(cells, self._listeners, self._routes, self._servers)
+        return Slab(cells, self._areas)
+
+    @staticmethod
+    def state_base(server: int) -> int:
+        """Index in `control` of the first cell (StateCell) of server `server`."""
+        return int(ControlCell.WIDTH) + server * int(StateCell.WIDTH)
 
     def slabs(self) -> list[Slab]:
         """All slabs, in the order of the worker slots."""
         return [self.slab(worker) for worker in range(self.capacity.workers)]
 
 
-def _areas(capacity: Capacity) -> tuple[_Area, _Area, _Area, int]:
-    listeners = _Area(WorkerCell.WIDTH, ListenerCell.WIDTH)
-    routes = _Area(listeners.offset + capacity.listeners * listeners.stride, RouteCell.WIDTH)
-    servers = _Area(routes.offset + capacity.routes * routes.stride, ServerCell.WIDTH)
-    cells = servers.offset + capacity.servers * servers.stride
+def _pages(cells: int) -> int:
+    """`cells`, rounded up to whole pages."""
     page = mmap.PAGESIZE // CELL
-    return listeners, routes, servers, -(-cells // page) * page
+    return -(-cells // page) * page
+
+
+def _areas(capacity: Capacity) -> tuple[_Areas, int]:
+    """The areas of a slab, and how many cells it has."""
+    offset = int(WorkerCell.WIDTH)
+    areas: list[_Area] = []
+    for count, stride in (
+        (capacity.listeners, ListenerCell.WIDTH),
+        (capacity.routes, RouteCell.WIDTH),
+        (capacity.pools, PoolCell.WIDTH),
+        (capacity.servers, ServerCell.WIDTH),
+        (capacity.series, 2),
+    ):
+        areas.append(_Area(offset, int(stride)))
+        offset += count * int(stride)
+    return _Areas(*areas), _pages(offset)
 
 
 def _header(capacity: Capacity) -> list[int]:
-    *areas, slab_cells = _areas(capacity)
-    return [MAGIC, FORMAT, *capacity, slab_cells, len(areas), *(value for area in areas for value in area)]
+    areas, slab_cells = _areas(capacity)
+    flat = [value for area in areas for value in area]
+    return [MAGIC, FORMAT, *capacity, slab_cells, ControlCell.WIDTH, StateCell.WIDTH, len(areas), *flat]
 
 
 def _size(capacity: Capacity) -> int:
     """Bytes of the whole."""
-    grants = capacity.workers * capacity.servers
-    return (HEADER_CELLS + capacity.workers * _areas(capacity)[3] + grants) * CELL
+    cells = HEADER_CELLS + capacity.workers * _areas(capacity)[1]
+    cells += _pages(capacity.workers * capacity.servers)
+    return (cells + ControlCell.WIDTH + capacity.servers * StateCell.WIDTH) * CELL

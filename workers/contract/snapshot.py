@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,6 +61,7 @@ class ListenerSpec(Spec, frozen=True, kw_only=True):
     """One `[listen.NAME]` table."""
 
     slot: int  # index of this listener's cells on the scoreboard; stable across reloads
+    owner: int = 0  # number of the row's owner: the generation that gave it to this listener
     name: str
     bind: tuple[str, ...]  # canonical: "0.0.0.0:8080", "[::]:8080", "unix:/path"
     trusted_proxies: tuple[str, ...] = ()  # CIDRs
@@ -99,6 +100,7 @@ class RouteSpec(Spec, frozen=True, kw_only=True):
     """One `[[route]]`. `host` and `path` are patterns, see `workers.core.routing`."""
 
     slot: int
+    owner: int = 0
     name: str
     host: str | None = None  # lower case, no port: "a.example.com" or "*.example.com"
     path: str | None = None  # "/exact" or "/prefix/*"
@@ -113,8 +115,11 @@ class ServerSpec(Spec, frozen=True, kw_only=True):
     """One server of a pool. Exactly one of `host`/`port` and `path` (Unix socket) is set."""
 
     slot: int  # index of this server's cells on the scoreboard; stable across reloads
+    owner: int = 0
     name: str
     host: str | None = None  # an IP address, or a name to resolve
+    # What `host` was resolved to by the control process; empty: the worker resolves it itself.
+    addresses: tuple[str, ...] = ()
     port: int = 0
     path: str | None = None
     weight: int = 1
@@ -169,11 +174,53 @@ class UpstreamTls(Spec, frozen=True, kw_only=True):
     ca: str = ""
 
 
-class PoolSpec(Spec, frozen=True, kw_only=True):
-    """One `[pool.NAME]` table."""
+class HealthSpec(Spec, frozen=True, kw_only=True):
+    """Active checks of one server, done by the control process; seconds.
 
+    A server is down after `fall` failed checks in a row, and up again after `rise` good ones. `port` and
+    `host` (the Host field, and the name to verify) default to the server's own; `status` holds inclusive
+    ranges; `body` must occur in the answer's first 64 KiB. `tls` `None`: as the pool does."""
+
+    type: Literal["http", "tcp", "websocket"] = "http"
+    path: str = "/"
+    every: float = 2.0
+    timeout: float = 1.0
+    fall: int = 3
+    rise: int = 2
+    port: int | None = None
+    host: str | None = None
+    status: tuple[tuple[int, int], ...] = ((200, 299),)
+    body: str | None = None
+    tls: bool | None = None
+
+
+class EjectSpec(Spec, frozen=True, kw_only=True):
+    """Passive ejection. The first three are counts in a row as one worker sees them (`None` is off): errors
+    of any kind (5xx answers among them), gateway failures (502, 503, 504, resets, timeouts, malformed
+    answers), failures to connect. An ejection lasts `duration` seconds times the number of ejections in a
+    row, at most `max_duration`. Never more than `max_percent` of the pool are ejected. While fewer than
+    `panic_percent` of the pool can be used, all are that the operator has not taken out (0: never)."""
+
+    consecutive_errors: int | None = 5
+    gateway_failures: int | None = None
+    connect_failures: int | None = None
+    duration: float = 30.0
+    max_duration: float = 300.0
+    max_percent: int = 50
+    panic_percent: int = 0
+
+
+class PoolSpec(Spec, frozen=True, kw_only=True):
+    """One `[pool.NAME]` table. `servers` may be empty where they are discovered; `checks` has the active
+    check of each server in the same order, or is empty."""
+
+    slot: int = 0
+    owner: int = 0
     name: str
     servers: tuple[ServerSpec, ...]
+    checks: tuple[HealthSpec | None, ...] = ()
+    eject: EjectSpec | None = None
+    slow_start: float | None = None
     balance: Literal["round-robin", "least-conn", "p2c", "random", "hash"] = "round-robin"
     hash_on: HashSpec = HashSpec()
     sticky: StickySpec | None = None
@@ -197,6 +244,16 @@ class AccessLogSpec(Spec, frozen=True, kw_only=True):
     sample: float = 1.0
 
 
+class RetiredRow(Spec, frozen=True, kw_only=True):
+    """A scoreboard row whose route or server is gone from the configuration, though tunnels or exchanges on
+    it may still live. `pool` is the server's; empty for a route."""
+
+    slot: int
+    owner: int
+    name: str
+    pool: str = ""
+
+
 class Snapshot(Spec, frozen=True, kw_only=True):
     """One whole configuration, as the workers serve it. `generation` grows by one per commit."""
 
@@ -207,6 +264,8 @@ class Snapshot(Spec, frozen=True, kw_only=True):
     pools: tuple[PoolSpec, ...] = ()
     drain: DrainSpec = DrainSpec()
     access_log: AccessLogSpec = AccessLogSpec()
+    retired_routes: tuple[RetiredRow, ...] = ()
+    retired_servers: tuple[RetiredRow, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

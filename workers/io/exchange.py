@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
+from workers.contract.cells import RouteCell, ServerCell, WorkerCell
 from workers.contract.errors import ProxyError, Retry
-from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
 from workers.core import upgrade
 from workers.core.heads import RequestHead, field_values
 from workers.core.rewrite import upstream_head

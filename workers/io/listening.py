@@ -7,7 +7,7 @@ import socket
 from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
-from workers.contract.scoreboard import ListenerCell, WorkerCell
+from workers.contract.cells import ListenerCell, WorkerCell
 from workers.contract.snapshot import ListenerSpec
 from workers.core.forwarded import TrustedProxies, plain_address
 from workers.io.downstream import Client

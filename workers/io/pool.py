@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from workers.contract.scoreboard import ServerCell, WorkerCell
+from workers.contract.cells import ServerCell, WorkerCell
 from workers.contract.snapshot import PoolSpec, ServerSpec
 from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values

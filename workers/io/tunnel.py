@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from workers.contract.scoreboard import RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import RouteCell, ServerCell, WorkerCell
 from workers.core.frames import FrameTracker
 from workers.core.wheel import NEVER
 from workers.io.endpoint import has_failed, reset

@@ -10,8 +10,8 @@ from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import errors
+from workers.contract.cells import ServerCell
 from workers.contract.errors import ProxyError, Retry
-from workers.contract.scoreboard import ServerCell
 from workers.core.wheel import NEVER
 from workers.io.endpoint import Endpoint, TlsEndpoint
 from workers.io.tls import Handshake, Stream

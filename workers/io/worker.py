@@ -12,8 +12,9 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages, snapshot
+from workers.contract.cells import WorkerCell
 from workers.contract.errorlog import ErrorLog
-from workers.contract.scoreboard import Scoreboard, WorkerCell
+from workers.contract.scoreboard import Scoreboard
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io.endpoint import Endpoint

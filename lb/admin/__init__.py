@@ -1,0 +1,1 @@
+"""The admin API, and the dashboard that is made of it."""

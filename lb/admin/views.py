@@ -1,0 +1,252 @@
+"""What the admin API answers: plain data, the same for curl, `lb top` and the dashboard.
+
+Times are Unix seconds, ages and durations seconds. Counters count since the load balancer started and
+survive workers, reloads and the control process; whoever wants rates takes differences.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+AdminState = Literal["ready", "drain", "maint"]
+# What a server is in one word: what the operator wants first, then what was seen.
+ServerState = Literal["up", "unchecked", "down", "ejected", "starting", "drain", "maint"]
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all answers."""
+
+
+class Problem(View, frozen=True, kw_only=True):
+    """Why a request was refused, after RFC 9457 (application/problem+json)."""
+
+    title: str
+    status: int
+    detail: str = ""
+
+
+class LastCheck(View, frozen=True, kw_only=True):
+    """The last active check of a server. `result` is "ok", "connect", "timeout", "tls", "status", "body" or
+    "protocol"; `detail` says it for people."""
+
+    result: str
+    detail: str
+    at: float
+    seconds: float  # how long it took
+
+
+class ServerView(View, frozen=True, kw_only=True):
+    """One server of a pool."""
+
+    name: str
+    pool: str
+    address: str
+    addresses: tuple[str, ...]  # what its name is resolved to
+    state: ServerState
+    admin: AdminState
+    health: Literal["up", "down", "unknown"]
+    why: str  # why it is in that state, for people; empty while all is well
+    since: float  # when the state changed last; 0 is since the start
+    ejected_until: float  # 0: not ejected
+    weight: int  # configured
+    effective_weight: float  # with the operator's weight and the slow start; 0 while it gets nothing new
+    backup: bool
+    max_connections: int | None
+    active: int  # exchanges in flight and tunnels
+    tunnels: int
+    connections: int  # open connections that carry HTTP or wait idle
+    idle: int
+    requests: int
+    errors: int
+    retries: int
+    checks_ok: int
+    checks_failed: int
+    ejections: int
+    last_check: LastCheck | None
+    tunnels_by_worker: dict[str, int]  # by worker slot
+
+
+class PoolView(View, frozen=True, kw_only=True):
+    """One pool. `panic` says that too few servers are usable and all are used."""
+
+    name: str
+    balance: str
+    servers: tuple[ServerView, ...]
+    usable: int
+    panic: bool
+    queued: int
+    retries: int
+    routes: tuple[str, ...]
+
+
+class RouteView(View, frozen=True, kw_only=True):
+    """One route."""
+
+    name: str
+    host: str | None
+    path: str | None
+    pool: str
+    in_flight: int
+    requests: int
+    tunnels: int
+    client_bytes: int
+    server_bytes: int
+    client_messages: int
+    server_messages: int
+    handshakes: dict[str, int]  # by result
+    errors: int  # requests answered with 5xx
+
+
+class CertificateView(View, frozen=True, kw_only=True):
+    """One certificate of a listener."""
+
+    name: str
+    hosts: tuple[str, ...]
+    not_after: float
+
+
+class ListenerView(View, frozen=True, kw_only=True):
+    """One listener."""
+
+    name: str
+    bind: tuple[str, ...]
+    tls: bool
+    connections: int
+    accepted: int
+    rejected: int
+    rejected_by_reason: dict[str, int]
+    certificates: tuple[CertificateView, ...]
+
+
+class WorkerView(View, frozen=True, kw_only=True):
+    """One worker process."""
+
+    slot: int
+    pid: int
+    state: str  # starting, loading, serving, leaving
+    uptime: float
+    generation: int
+    connections: int
+    tunnels: int
+    accepted: int
+    requests: int
+    loop_lag: float
+    wedged: bool
+    cpu_seconds: float
+    memory_bytes: int  # resident set
+    open_files: int
+
+
+class ReloadView(View, frozen=True, kw_only=True):
+    """How a reload ended."""
+
+    ok: bool
+    generation: int
+    changes: tuple[str, ...]
+    error: str
+    seconds: float
+    at: float
+
+
+class StatusView(View, frozen=True, kw_only=True):
+    """The whole in one answer: what `lb top` and the dashboard ask for again and again."""
+
+    version: str
+    pid: int
+    config: str
+    state: str  # starting, serving, reloading, stopping
+    ready: bool
+    problems: tuple[str, ...]  # what an operator should know now, most important first
+    time: float
+    uptime: float
+    generation: int
+    workers_wanted: int
+    reloads_succeeded: int
+    reloads_failed: int
+    last_reload: ReloadView | None
+    restarts: dict[str, int]
+    workers: tuple[WorkerView, ...]
+    listeners: tuple[ListenerView, ...]
+    routes: tuple[RouteView, ...]
+    pools: tuple[PoolView, ...]
+    control_pid: int
+
+
+class TunnelView(View, frozen=True, kw_only=True):
+    """One established WebSocket. `id` is "slot-pid-number"."""
+
+    id: str
+    worker: int
+    route: str
+    pool: str
+    server: str
+    client: str
+    host: str
+    path: str
+    request_id: str
+    age: float
+    idle: float
+    client_bytes: int
+    server_bytes: int
+    client_messages: int  # -1: frames are not inspected
+    server_messages: int
+    tls: bool
+
+
+class TunnelPage(View, frozen=True, kw_only=True):
+    """A page of tunnels. `cursor` asks for the next one; empty: this is the last. `missing` names workers
+    that did not answer, so that an incomplete list is not taken for the whole."""
+
+    tunnels: tuple[TunnelView, ...]
+    total: int
+    cursor: str
+    missing: tuple[int, ...]
+
+
+class Closed(View, frozen=True, kw_only=True):
+    """How many tunnels are being closed."""
+
+    count: int
+    missing: tuple[int, ...]
+
+
+class ConfigView(View, frozen=True, kw_only=True):
+    """The active configuration: the file as it was read when it was loaded."""
+
+    path: str
+    generation: int
+    text: str
+
+
+class EventView(View, frozen=True, kw_only=True):
+    """One event; `id` grows by one and is the id of the server-sent event."""
+
+    id: int
+    kind: str
+    text: str
+    at: float
+    fields: dict[str, str | int | float]
+
+
+class ServerChange(View, frozen=True, kw_only=True):
+    """What the operator wants of a server; `None` leaves it. `weight` -1 goes back to the configured."""
+
+    admin: AdminState | None = None
+    weight: int | None = None
+
+
+class TunnelClose(View, frozen=True, kw_only=True):
+    """Which tunnels to close, and how. At least one condition is needed; `all` closes every one."""
+
+    ids: tuple[str, ...] = ()
+    route: str = ""
+    pool: str = ""
+    server: str = ""
+    client: str = ""
+    older: float = 0.0
+    idle: float = 0.0
+    all: bool = False
+    code: int = 1001
+    reason: str = ""

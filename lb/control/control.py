@@ -1,0 +1,47 @@
+"""What the parts of the control process share: metrics, admin API, health checks and discovery are given
+this object, and know of each other by it alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lb.control.events import EventLog
+from lb.control.spec import ControlSpec, Discovery
+from lb.control.states import ServerStates
+from lb.master.report import Outcome, StatusReport
+from workers.contract.bells import Bells
+from workers.contract.errorlog import ErrorLog
+from workers.contract.messages import CloseTunnels, ListTunnels, Tunnels, TunnelsClosed
+from workers.contract.scoreboard import Scoreboard
+from workers.contract.snapshot import Snapshot
+
+
+class Unanswered(Exception):
+    """The master or a worker did not answer; `str()` says who and why."""
+
+
+class Control(Protocol):
+    """The control process as its parts see it. `snapshot`, `spec` and `status` are replaced as a whole when
+    the master tells of new ones."""
+
+    board: Scoreboard
+    bells: Bells
+    log: ErrorLog
+    events: EventLog
+    states: ServerStates
+    snapshot: Snapshot
+    spec: ControlSpec
+    status: StatusReport
+    started: float  # Unix time
+
+    async def reload(self) -> Outcome:
+        """Reloads the configuration and waits for the outcome. Raises `Unanswered`."""
+
+    async def list_tunnels(self, slot: int, what: ListTunnels) -> Tunnels:
+        """Asks the worker in `slot`; `what.request` is set here. Raises `Unanswered`."""
+
+    async def close_tunnels(self, slot: int, what: CloseTunnels) -> TunnelsClosed:
+        """Tells the worker in `slot`; `what.request` is set here. Raises `Unanswered`."""
+
+    def discovered(self, discovery: Discovery) -> None:
+        """Tells the master what was found; it makes a configuration of it."""

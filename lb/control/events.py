@@ -1,0 +1,82 @@
+"""The events of the last while, and who listens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from lb.control.messages import MAX_EVENT_TEXT, Event
+
+KEPT: Final = 1000
+MAX_LISTENERS: Final = 64
+QUEUE: Final = 256  # events that a listener may be behind; then it has lost some, and is told so
+
+
+class TooManyListeners(Exception):
+    """There is no room for another listener."""
+
+
+class Listener:
+    """One who listens. `lost` says that events were left out: ask for `EventLog.after` then."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE)
+
+    async def next(self) -> Event:
+        """The next event; waits for it."""
+        return await self._queue.get()
+
+    def put(self, event: Event) -> None:
+        """Takes `event`, or notes that it is lost where the listener is too slow."""
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            self.lost = True
+
+
+class EventLog:
+    """Numbers, keeps and passes on. Bounded in what is kept, and in who listens."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Event] = deque(maxlen=KEPT)
+        self._listeners: set[Listener] = set()
+        self._number = 0
+
+    def add(self, kind: str, text: str, **fields: str | int | float) -> Event:
+        """Something happened now."""
+        return self.take(Event(kind=kind, text=text[:MAX_EVENT_TEXT], at=time.time(), fields=fields))
+
+    def take(self, event: Event) -> Event:
+        """Keeps an event that came from the master."""
+        self._number += 1
+        event = msgspec.structs.replace(event, number=self._number)
+        self._kept.append(event)
+        for listener in self._listeners:
+            listener.put(event)
+        return event
+
+    @property
+    def last(self) -> int:
+        """The number of the last event; 0 before the first."""
+        return self._number
+
+    def after(self, number: int, limit: int = KEPT) -> list[Event]:
+        """The last `limit` events with a higher number than `number`, oldest first."""
+        return [event for event in self._kept if event.number > number][-limit:]
+
+    def listen(self) -> Listener:
+        """Somebody who gets every event from now on. Raises `TooManyListeners`."""
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise TooManyListeners(f"{MAX_LISTENERS} listen already")
+        listener = Listener()
+        self._listeners.add(listener)
+        return listener
+
+    def forget(self, listener: Listener) -> None:
+        """`listener` is gone."""
+        self._listeners.discard(listener)

@@ -1,0 +1,147 @@
+"""The servers' states on the scoreboard: written here alone, read by the workers.
+
+What checks saw, what the workers saw (ejection) and what the operator wants are kept apart; a worker
+combines them (`workers.core.health`). Every change rings the workers' bell, so it reaches them at once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from lb.control.events import EventLog
+from workers.contract.bells import Bells
+from workers.contract.cells import Admin, CheckResult, ControlCell, EjectReason, Health, StateCell
+from workers.contract.scoreboard import Scoreboard
+from workers.contract.snapshot import ServerSpec, Snapshot
+
+NANOSECONDS: Final = 1_000_000_000
+
+
+class ServerStates:
+    """The only writer of the control area's rows."""
+
+    def __init__(self, board: Scoreboard, bells: Bells, events: EventLog) -> None:
+        self._board = board
+        self._cells = board.control
+        self._bells = bells
+        self._events = events
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """A configuration is served from now on: rows that changed hands start from nothing. Operator state
+        and health of servers that stay are kept."""
+        for pool in snapshot.pools:
+            for server in pool.servers:
+                base = self._board.state_base(server.slot)
+                if self._cells[base + StateCell.OWNER] != server.owner:
+                    for cell in range(base, base + StateCell.WIDTH):
+                        self._cells[cell] = 0
+                    self._cells[base + StateCell.OWNER] = server.owner
+        self._ring()
+
+    # --- what is on the board ----------------------------------------------------------------------------
+
+    def get(self, server: ServerSpec, cell: StateCell, offset: int = 0) -> int:
+        """One cell of `server`."""
+        return int(self._cells[self._board.state_base(server.slot) + cell + offset])
+
+    def health(self, server: ServerSpec) -> Health:
+        """What checks say."""
+        return Health(self.get(server, StateCell.HEALTH))
+
+    def admin(self, server: ServerSpec) -> Admin:
+        """What the operator wants."""
+        return Admin(self.get(server, StateCell.ADMIN))
+
+    def weight(self, server: ServerSpec) -> int:
+        """The weight that counts: the operator's, else the configured one."""
+        given = self.get(server, StateCell.WEIGHT)
+        return given - 1 if given else server.weight
+
+    def ejected_until(self, server: ServerSpec) -> float:
+        """Monotonic seconds; 0.0 where it is not ejected now."""
+        until = self.get(server, StateCell.EJECTED_UNTIL) / NANOSECONDS
+        return until if until > time.monotonic() else 0.0
+
+    # --- changes -----------------------------------------------------------------------------------------
+
+    def checked(self, server: ServerSpec, result: CheckResult) -> None:
+        """Counts a check; whether it flips the server is told by `set_health`."""
+        self._set(server, StateCell.CHECKED_AT, time.monotonic_ns())
+        self._set(server, StateCell.LAST_RESULT, result)
+        self._cells[self._board.state_base(server.slot) + StateCell.CHECKS + result] += 1
+
+    def set_health(self, pool: str, server: ServerSpec, health: Health, why: str = "") -> None:
+        """The checks have changed their mind. A server that comes back starts slowly."""
+        before = self.health(server)
+        if health is before:
+            return
+        if health is Health.UP and before is Health.DOWN:
+            self._set(server, StateCell.RETURNED, time.monotonic_ns())
+        self._set(server, StateCell.HEALTH, health)
+        self._changed(server)
+        word = health.name.lower()
+        text = f"{pool}/{server.name} is {word}" + (f": {why}" if why else "")
+        self._events.add(f"server-{word}", text, pool=pool, server=server.name, why=why)
+
+    def set_admin(self, pool: str, server: ServerSpec, admin: Admin) -> None:
+        """The operator wants something else."""
+        before = self.admin(server)
+        if admin is before:
+            return
+        if admin is Admin.READY:
+            self._set(server, StateCell.RETURNED, time.monotonic_ns())
+        self._set(server, StateCell.ADMIN, admin)
+        self._changed(server)
+        word = admin.name.lower()
+        self._events.add(
+            "server-admin",
+            f"{pool}/{server.name} is set to {word}",
+            pool=pool,
+            server=server.name,
+            admin=word,
+        )
+
+    def set_weight(self, pool: str, server: ServerSpec, weight: int | None) -> None:
+        """The operator wants another weight; `None` goes back to the configured one."""
+        cell = 0 if weight is None else weight + 1
+        if cell == self.get(server, StateCell.WEIGHT):
+            return
+        self._set(server, StateCell.WEIGHT, cell)
+        self._changed(server)
+        now = self.weight(server)
+        self._events.add(
+            "server-admin",
+            f"{pool}/{server.name} has weight {now}",
+            pool=pool,
+            server=server.name,
+            weight=now,
+        )
+
+    def eject(self, pool: str, server: ServerSpec, reason: EjectReason, seconds: float, streak: int) -> None:
+        """Takes the server out for `seconds`, for the `streak`th time in a row."""
+        self._set(server, StateCell.EJECTION_STREAK, streak)
+        self._set(server, StateCell.EJECTED_UNTIL, time.monotonic_ns() + int(seconds * NANOSECONDS))
+        self._cells[self._board.state_base(server.slot) + StateCell.EJECTIONS + reason] += 1
+        self._changed(server)
+        word = reason.name.lower()
+        self._events.add(
+            "server-ejected",
+            f"{pool}/{server.name} is ejected for {seconds:g}s: {word.replace('_', ' ')}",
+            pool=pool, server=server.name, reason=word, seconds=seconds,
+        )  # fmt: skip
+
+    def forgive(self, server: ServerSpec) -> None:
+        """The server has behaved for long enough: its next ejection is as short as the first."""
+        self._set(server, StateCell.EJECTION_STREAK, 0)
+
+    def _set(self, server: ServerSpec, cell: StateCell, value: int) -> None:
+        self._cells[self._board.state_base(server.slot) + cell] = value
+
+    def _changed(self, server: ServerSpec) -> None:
+        self._set(server, StateCell.CHANGED_AT, time.monotonic_ns())
+        self._ring()
+
+    def _ring(self) -> None:
+        self._cells[ControlCell.FLIPS] += 1
+        self._bells.ring_workers()
