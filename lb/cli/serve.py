@@ -5,23 +5,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from typing import Final
 
+from lb.cli.defaults import DEFAULT_FILES, default_file
 from lb.cli.version import version
 from lb.config import ConfigErrors
 from lb.master import Master
 from lb.master.failures import EXIT_CONFIG, StartError
-
-DEFAULT_FILES: Final = (
-    pathlib.Path("lb.toml"),
-    pathlib.Path("config/lb.toml"),
-    pathlib.Path("/etc/lb/lb.toml"),
-)
-
-
-def default_file() -> pathlib.Path | None:
-    """The configuration file that is used when none is named."""
-    return next((path for path in DEFAULT_FILES if path.is_file()), None)
 
 
 def run(arguments: argparse.Namespace) -> int:
