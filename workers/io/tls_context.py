@@ -1,4 +1,4 @@
-"""TLS settings: which certificate a client gets, and how a server's certificate is checked."""
+"""TLS of listeners: which certificate a client gets. (Towards servers: `workers.contract.trust`.)"""
 
 from __future__ import annotations
 
@@ -6,33 +6,19 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from workers.contract.snapshot import ListenTls, UpstreamTls
+from workers.contract.snapshot import ListenTls
+from workers.contract.trust import TlsSetupError, client_context, harden, server_name
 
-ALPN: Final = ("http/1.1",)
+__all__ = ("ServerContexts", "TlsSetupError", "client_context", "server_name")
 
 # TLS 1.2 with forward secrecy and authenticated encryption only (RFC 9325 section 4.2); the suites of
 # TLS 1.3 are all of that kind and not set here. No finite-field DH: it is slow and needs parameters.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
-class TlsSetupError(ValueError):
-    """A context can't be built; the message names the certificate and is for the operator."""
-
-
-def _harden(context: ssl.SSLContext) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Renegotiation lets a peer burn our CPU, and makes reads wait for writes; before OpenSSL 3 it is on.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    # Compression leaks secrets by length (CRIME); OpenSSL's build may have it.
-    context.options |= ssl.OP_NO_COMPRESSION
-    # Where a build or its configuration sets this, a cut connection looks like a clean end.
-    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
-    context.set_alpn_protocols(list(ALPN))
-
-
 def _server_context(name: str, descriptor: int) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _harden(context)
+    harden(context)
     context.set_ciphers(_CIPHERS)
     # All suites are strong: let a phone without AES instructions have ChaCha20.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -90,30 +76,3 @@ def _chooser(
             connection.context = context
 
     return choose
-
-
-def client_context(tls: UpstreamTls) -> ssl.SSLContext:
-    """The context for connections to the servers of one pool; build it once, it reads the system's store.
-    `server_name` says what to open a stream with. Raises `TlsSetupError` where `ca` is no certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(context)
-    if not tls.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif tls.ca:
-        # `ca` may be the server's own certificate, or an intermediate, as well as a root.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        try:
-            # Bundles carry names in comments, and Python takes nothing but ASCII here.
-            context.load_verify_locations(cadata=tls.ca.encode("ascii", "replace").decode("ascii"))
-        except ssl.SSLError as error:
-            raise TlsSetupError(f"tls.ca holds no usable certificate: {error}") from error
-    else:
-        context.load_default_certs()
-    return context
-
-
-def server_name(tls: UpstreamTls, host: str | None) -> str | None:
-    """The name that a server is asked for and checked against: `sni`, else its own host (a name, or an
-    address, which is checked but not sent). `None` on a Unix socket without `sni`."""
-    return tls.sni or host or None
