@@ -9,8 +9,8 @@ import sys
 from lb.cli.defaults import DEFAULT_FILES, default_file
 from lb.cli.version import version
 from lb.config import ConfigErrors
-from lb.master import Master
 from lb.master.failures import EXIT_CONFIG, StartError
+from lb.master.master import Master
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,4 @@
-"""The master: the process that binds, forks, supervises and reloads."""
+"""The master: the process that binds, forks, supervises and reloads.
 
-from lb.master.master import Master
-
-__all__ = ["Master"]
+Nothing is imported here: commands that only talk to a master shall not load what it runs.
+"""

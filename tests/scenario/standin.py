@@ -20,8 +20,8 @@ import sys
 import time
 
 from lb.config import ConfigErrors
-from lb.master import Master
 from lb.master.failures import StartError
+from lb.master.master import Master
 from workers.contract import messages
 from workers.contract import snapshot as snapshots
 from workers.contract.cells import WorkerCell
