@@ -107,6 +107,14 @@ class Slab:
         base = self.server_base(slot)
         return self.cells[base : base + self._servers.stride]
 
+    def own(self, base: int, width: int, owner_cell: int, owner: int) -> None:
+        """Makes the row at `base` that of `owner`; where it was somebody else's, it starts from zero."""
+        cells = self.cells
+        if cells[base + owner_cell] != owner:
+            for cell in range(base, base + width):
+                cells[cell] = 0
+            cells[base + owner_cell] = owner
+
     def clear_gauges(self, capacity: Capacity) -> None:
         """What a successor does first: its predecessor's connections are gone, its counters stay. (The
         gauges among the series are cleared by `SeriesTable`.)"""

@@ -50,6 +50,12 @@ class FrameTracker:
         """Whether the stream stands between two frames: the only place where a frame may be added."""
         return not (self._left or self._head or self.lost)
 
+    @property
+    def to_boundary(self) -> int:
+        """How many bytes may be taken without going beyond the current frame: the rest of it, or one byte
+        where its head is not complete. To be asked only between `feed`s."""
+        return self._left or 1
+
     def feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
         """Takes `buffer[start:end]`, the next bytes of the stream; the buffer isn't kept."""
         left = self._left
@@ -128,6 +134,16 @@ class FrameTracker:
         self._left = start - end
         self._ends_message = kind
         return end
+
+
+def close_frame(code: int, reason: str, mask: bytes) -> bytes:
+    """A whole Close frame with `code` and `reason` (at most 123 bytes of UTF-8); `mask` has four random bytes
+    where a client sends it, and is empty where a server does (section 5.1)."""
+    payload = code.to_bytes(2, "big") + reason.encode()
+    if not mask:
+        return bytes((0x88, len(payload))) + payload
+    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return bytes((0x88, 0x80 | len(payload))) + mask + masked
 
 
 def _status(buffer: bytes | bytearray | memoryview, payload: int, length: int, masked: int) -> int:

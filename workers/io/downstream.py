@@ -385,6 +385,7 @@ class Client(Endpoint):
         """Refuses what never became an exchange; nothing behind it can be trusted to be a request."""
         self.held = b""
         self.settle()
+        self.listener.reject(error.refusal)
         sent = self.refuse(error.refusal, close=True)
         if self.worker.journal is not None:
             self.worker.journal.refusal(self, error, sent)

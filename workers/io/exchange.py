@@ -13,11 +13,20 @@ this one hold those halves, this file holds what binds them.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
-from workers.contract.cells import RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import (
+    HANDSHAKE_SECONDS,
+    HTTP_SECONDS,
+    HandshakeResult,
+    RouteCell,
+    StickyResult,
+    WorkerCell,
+)
 from workers.contract.errors import ProxyError, Retry
+from workers.contract.series import METHODS, OTHER_METHOD
 from workers.core import upgrade
 from workers.core.heads import RequestHead, field_values
 from workers.core.rewrite import upstream_head
@@ -31,9 +40,24 @@ if TYPE_CHECKING:
     from workers.io.pool import Server
 
 _ROUTE_REQUESTS: Final = int(RouteCell.REQUESTS)
+_SECONDS_SUM: Final = int(RouteCell.SECONDS_SUM)
+_SECONDS: Final = int(RouteCell.SECONDS)
+_HANDSHAKES: Final = int(RouteCell.HANDSHAKES)
+_HANDSHAKE_SUM: Final = int(RouteCell.HANDSHAKE_SUM)
+_HANDSHAKE: Final = int(RouteCell.HANDSHAKE)
 _REQUESTS: Final = int(WorkerCell.REQUESTS)
-_ERRORS: Final = int(ServerCell.ERRORS)
-_RETRIES: Final = int(ServerCell.RETRIES)
+_HIT: Final = int(StickyResult.HIT)
+_MOVED: Final = int(StickyResult.MOVED)
+_NANOSECONDS: Final = 1_000_000_000
+_METHODS: Final = {name.encode("ascii"): index << 10 for index, name in enumerate(METHODS)}
+_OTHER: Final = OTHER_METHOD << 10
+_BY_WORD: Final = {refusal.reason: refusal for refusal in errors.REASONS}
+# How a handshake that was refused ended, where it was not the server's doing.
+_REFUSED: Final = frozenset(
+    refusal.reason
+    for refusal in errors.REASONS
+    if refusal.status < 500 or refusal in (errors.NO_SERVER, errors.QUEUE_FULL, errors.QUEUE_TIMEOUT)
+)
 
 # RFC 9110 section 9.2.2.
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
@@ -131,11 +155,16 @@ class Exchange(ResponseSide):
         pool = self.pool
         excluded = pool.with_full(self.excluded)
         stuck = self.stuck
+        if stuck >= 0 and not pool.reachable[stuck]:
+            self.stuck = stuck = -1
+            pool.count_sticky(_MOVED)
         if stuck >= 0 and stuck not in self.excluded:
-            if stuck in excluded:
+            if pool.servers[stuck].full:
                 self._join_queue()
                 return
             index = stuck
+            if not self.attempts:
+                pool.count_sticky(_HIT)
         else:
             index = pool.choose(self.key, self.ring_key, excluded)
             if index < 0:
@@ -170,15 +199,17 @@ class Exchange(ResponseSide):
             return
         self.queued = True
         pool.waiting.append(self)
+        pool.count_queue()
         self.client.expect(pool.spec.queue.timeout)
 
     def leave_queue(self) -> bool:
         """Tries again to find a server; `False` when there is still none, and it goes on waiting."""
-        excluded = self.pool.with_full(self.excluded)
-        if self.stuck >= 0 and self.stuck not in self.excluded:
-            if self.stuck in excluded:
+        pool = self.pool
+        stuck = self.stuck
+        if stuck >= 0 and stuck not in self.excluded and pool.reachable[stuck]:
+            if pool.servers[stuck].full:
                 return False
-        elif len(excluded) >= len(self.pool.servers):
+        elif pool.usable and not pool.has_room(self.excluded):
             return False
         self.queued = False
         self.client.settle()
@@ -187,9 +218,13 @@ class Exchange(ResponseSide):
 
     def queue_timeout(self) -> None:
         """The wait for a server took too long."""
-        self.pool.waiting.remove(self)
-        self.queued = False
+        self._leave_waiting()
         self.refuse(ProxyError(errors.QUEUE_TIMEOUT, side="upstream"))
+
+    def _leave_waiting(self) -> None:
+        self.queued = False
+        self.pool.waiting.remove(self)
+        self.pool.count_queue()
 
     def resolved(self) -> None:
         """The server's name was looked up, with or without an answer."""
@@ -238,7 +273,8 @@ class Exchange(ResponseSide):
         self._detach()
         self.failure = error
         if server is not None and not self._retry(server, error, stale=stale):
-            self.worker.slab.cells[server.base + _ERRORS] += 1
+            if error.side == "upstream":
+                server.failed(error.refusal)
             self.refuse(error)
 
     def _retry(self, server: Server, error: ProxyError, *, stale: bool) -> bool:
@@ -255,9 +291,8 @@ class Exchange(ResponseSide):
             retry = self.route.spec.retry
             if ("reset" if reset else "connect") not in retry.on or self.attempts >= retry.attempts:
                 return False
-            cells = self.worker.slab.cells
-            cells[server.base + _ERRORS] += 1
-            cells[server.base + _RETRIES] += 1
+            server.failed(error.refusal)
+            server.retried()
             self.excluded = (*self.excluded, self.index)
             self.set_cookie = b""
         self.dispatch()
@@ -285,8 +320,7 @@ class Exchange(ResponseSide):
     def client_gone(self) -> None:
         """The client left: the server connection is freed at once."""
         if self.queued:
-            self.pool.waiting.remove(self)
-            self.queued = False
+            self._leave_waiting()
         self._detach()
         self.conclude(self.response.status if self.response else CLIENT_CLOSED, "client_closed")
 
@@ -302,7 +336,7 @@ class Exchange(ResponseSide):
             unread=unread or refusal.close,
         )
         self.conclude(refusal.status, refusal.reason)
-        if error.side == "upstream":
+        if error.side != "client":
             self.worker.log.warning(
                 "request failed", reason=refusal.reason, pool=self.pool.spec.name, server=self.last_server,
                 detail=error.detail,
@@ -312,7 +346,7 @@ class Exchange(ResponseSide):
     def truncated(self, error: ProxyError) -> None:
         """The response can't be completed: the client must not take it for the whole."""
         if self.server is not None and error.side == "upstream":
-            self.worker.slab.cells[self.server.base + _ERRORS] += 1
+            self.server.failed(error.refusal)
         self._detach()
         status = self.response.status if self.response is not None else 0
         client = self.client
@@ -334,12 +368,10 @@ class Exchange(ResponseSide):
             or self.head.method not in _IDEMPOTENT
         ):
             return False
-        others = self.pool.with_full((*self.excluded, self.index))
-        if len(others) >= len(self.pool.servers):
+        if not self.pool.has_room((*self.excluded, self.index)):
             return False
         self._detach()
-        cells = self.worker.slab.cells
-        cells[server.base + _RETRIES] += 1
+        server.retried()
         self.excluded = (*self.excluded, self.index)
         self.set_cookie = b""
         self.dispatch()
@@ -386,16 +418,46 @@ class Exchange(ResponseSide):
         client.exchange = None
         cells = self.worker.slab.cells
         cells[_REQUESTS] += 1
-        if self.counted:
-            base = self.route.base
-            cells[base] -= 1
+        if self.routed:
+            route = self.route
+            base = route.base
+            if self.counted:
+                cells[base] -= 1
             cells[base + _ROUTE_REQUESTS] += 1
+            label = _METHODS.get(self.head.method, _OTHER) | status
+            place = route.counts.get(label)
+            cells[route.count_place(label) if place is None else place] += 1
+            seconds = time.monotonic() - self.started
+            if self.head.upgrade:
+                self._count_handshake(status, reason, seconds)
+            else:
+                cells[base + _SECONDS_SUM] += int(seconds * _NANOSECONDS)
+                cells[base + _SECONDS + bisect_left(HTTP_SECONDS, seconds)] += 1
+        else:
+            client.listener.reject(_BY_WORD.get(reason, errors.REDIRECTED))
         if not self.request_done:
             client.closing = client.unread = True
         elif self.closing:
             client.closing = True
         journal = self.worker.journal
         return journal is not None and journal.exchange(self, status, reason)
+
+    def _count_handshake(self, status: int, reason: str, seconds: float) -> None:
+        cells = self.worker.slab.cells
+        base = self.route.base
+        if status == 101:
+            result = HandshakeResult.ACCEPTED
+            cells[base + _HANDSHAKE_SUM] += int(seconds * _NANOSECONDS)
+            cells[base + _HANDSHAKE + bisect_left(HANDSHAKE_SECONDS, seconds)] += 1
+        elif status == CLIENT_CLOSED:
+            result = HandshakeResult.CLIENT_CLOSED
+        elif not reason:
+            result = HandshakeResult.REJECTED
+        elif reason in _REFUSED:
+            result = HandshakeResult.REFUSED
+        else:
+            result = HandshakeResult.FAILED
+        cells[base + _HANDSHAKES + result] += 1
 
     def tunnel_opened(self) -> bool:
         """The exchange became a tunnel: its connections and its place on the server are the tunnel's now.

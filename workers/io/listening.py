@@ -7,7 +7,10 @@ import socket
 from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
+from workers.contract import errors
 from workers.contract.cells import ListenerCell, WorkerCell
+from workers.contract.errors import Refusal
+from workers.contract.series import Kind
 from workers.contract.snapshot import ListenerSpec
 from workers.core.forwarded import TrustedProxies, plain_address
 from workers.io.downstream import Client
@@ -27,6 +30,7 @@ _SHORTAGE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EN
 _CONNECTIONS: Final = int(ListenerCell.CONNECTIONS)
 _ACCEPTED: Final = int(ListenerCell.ACCEPTED)
 _REJECTED: Final = int(ListenerCell.REJECTED)
+_OTHER_REJECTED: Final = int(ListenerCell.OTHER_REJECTED)
 _WORKER_CONNECTIONS: Final = int(WorkerCell.CONNECTIONS)
 _WORKER_ACCEPTED: Final = int(WorkerCell.ACCEPTED)
 _PAUSED: Final = int(WorkerCell.ACCEPT_PAUSED)
@@ -37,6 +41,7 @@ class Listener:
     `version` tells a connection that what it remembered of the old ones is stale."""
 
     __slots__ = (
+        "_rejections",
         "base",
         "connections",
         "others",
@@ -53,13 +58,14 @@ class Listener:
         self.connections = 0
         self.others = 0  # connections of the other workers, as of the last tick
         self.version = 0
+        self._rejections: dict[Refusal, int] = {}
         self.base = worker.slab.listener_base(spec.slot)
         self.port = _port(spec)
         self.configure(spec, tls)
 
     def configure(self, spec: ListenerSpec, tls: ServerContexts | None) -> None:
         """Serves `spec` from now on; connections keep what they negotiated."""
-        self.spec = spec
+        self.spec: ListenerSpec = spec
         self.tls = tls
         self.port = _port(spec)
         self.trusted = TrustedProxies(spec.trusted_proxies)
@@ -77,6 +83,7 @@ class Listener:
         cells[_WORKER_ACCEPTED] += 1
         if self.connections + self.others >= self.spec.limits.connections:
             cells[base + _REJECTED] += 1
+            self.reject(errors.CONNECTION_LIMIT)
             self.worker.log.warning(
                 "connection refused: limits.connections is reached",
                 listener=self.spec.name,
@@ -107,6 +114,21 @@ class Listener:
         client = TlsClient(self, stream, stream.fileno(), peer)
         self.worker.clients.add(client)
         client.begin()
+
+    def reject(self, refusal: Refusal) -> None:
+        """Counts a connection or request that was turned away before it had a route."""
+        place = self._rejections.get(refusal)
+        if place is None:
+            spec = self.spec
+            place = self.worker.series.place(
+                Kind.REJECTED,
+                spec.slot,
+                errors.REASON_INDEX[refusal],
+                spec.owner,
+                self.base + _OTHER_REJECTED,
+            )
+            self._rejections[refusal] = place
+        self.worker.slab.cells[place] += 1
 
     def closed(self) -> None:
         """A connection of this listener, or the tunnel that it became, has ended."""

@@ -6,12 +6,14 @@ connections, a listener its accepting sockets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
+from workers.contract.cells import ListenerCell, PoolCell, RouteCell, ServerCell
 from workers.contract.errors import ProxyError
 from workers.contract.messages import AccessLogFd, CertificateFd, ListenerFd
+from workers.contract.series import INITIATORS, Key, Kind, close_label, status_label
 from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerSpec, Snapshot
 from workers.core import rewrite
 from workers.core.routing import Router, strip_prefix
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
     from workers.io.worker import Worker
 
 
+_OTHER_REQUESTS: Final = int(RouteCell.OTHER_REQUESTS)
+_OTHER_CLOSES: Final = int(RouteCell.OTHER_CLOSES)
+_OTHER_TUNNELS: Final = int(RouteCell.OTHER_TUNNELS)
+_INITIATORS: Final = {name: index for index, name in enumerate(INITIATORS)}
+# The kinds of series by the kind of row that they belong to.
+_OF_ROUTES: Final = frozenset((Kind.REQUESTS, Kind.CLOSES, Kind.TUNNELS))
+_OF_SERVERS: Final = frozenset((Kind.RESPONSES, Kind.ERRORS))
+
+
 class PlanError(ValueError):
     """The configuration can't be served by this worker; the text is for the operator."""
 
@@ -30,16 +41,49 @@ class PlanError(ValueError):
 class Route:
     """A route with all that a request on it needs."""
 
-    __slots__ = ("base", "name", "pool", "prefix", "request_rules", "response_rules", "spec")
+    __slots__ = (
+        "base", "closes", "counts", "name", "pool", "prefix", "request_rules", "response_rules", "spec",
+        "worker",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: RouteSpec, pool: Pool) -> None:
+        self.worker = worker
         self.spec = spec
         self.name = spec.name
         self.pool = pool
+        # Places of the cells that count this route's requests by method and status, and ends of tunnels.
+        self.counts: dict[int, int] = {}
+        self.closes: dict[int, int] = {}
         self.base = worker.slab.route_base(spec.slot)
         self.request_rules = rewrite.request_rules(spec.headers)
         self.response_rules = rewrite.response_rules(spec.headers)
         self.prefix = spec.path if spec.strip_prefix and spec.path else None
+
+    def count_place(self, label: int) -> int:
+        """The place of the cell that counts requests of `label` (method << 10 | status), not used yet."""
+        spec = self.spec
+        other = self.base + _OTHER_REQUESTS
+        detail = label & ~0x3FF | status_label(label & 0x3FF)
+        place = self.worker.series.place(Kind.REQUESTS, spec.slot, detail, spec.owner, other)
+        self.counts[label] = place
+        return place
+
+    def count_close(self, initiator: str, code: int | None) -> None:
+        """Counts the end of a tunnel."""
+        detail = _INITIATORS[initiator] << 13 | close_label(code)
+        place = self.closes.get(detail)
+        if place is None:
+            spec = self.spec
+            other = self.base + _OTHER_CLOSES
+            place = self.worker.series.place(Kind.CLOSES, spec.slot, detail, spec.owner, other)
+            self.closes[detail] = place
+        self.worker.slab.cells[place] += 1
+
+    def tunnels_place(self, server: Server) -> int:
+        """The place of the gauge of this route's tunnels on `server`."""
+        spec = self.spec
+        other = self.base + _OTHER_TUNNELS
+        return self.worker.series.place(Kind.TUNNELS, spec.slot, server.spec.slot, spec.owner, other)
 
     def strip(self, target: bytes) -> bytes:
         """`target` without the route's prefix."""
@@ -84,6 +128,36 @@ class Plan:
             for pool in former.pools.values():
                 if self.pools.get(pool.spec.name) is not pool:
                     pool.retire(kept)
+
+    def own_rows(self, worker: Worker) -> None:
+        """Takes the rows of this configuration: those that belonged to somebody else start from zero."""
+        slab = worker.slab
+        for listener in self.snapshot.listeners:
+            slab.own(
+                slab.listener_base(listener.slot), ListenerCell.WIDTH, ListenerCell.OWNER, listener.owner
+            )
+        for route in self.snapshot.routes:
+            slab.own(slab.route_base(route.slot), RouteCell.WIDTH, RouteCell.OWNER, route.owner)
+        for pool in self.snapshot.pools:
+            slab.own(slab.pool_base(pool.slot), PoolCell.WIDTH, PoolCell.OWNER, pool.owner)
+            for server in pool.servers:
+                slab.own(slab.server_base(server.slot), ServerCell.WIDTH, ServerCell.OWNER, server.owner)
+        worker.series.sweep(self._is_live(worker))
+
+    @staticmethod
+    def _is_live(worker: Worker) -> Callable[[Key], bool]:
+        slab = worker.slab
+
+        def is_live(key: Key) -> bool:
+            if key.kind in _OF_ROUTES:
+                place = slab.route_base(key.row) + RouteCell.OWNER
+            elif key.kind in _OF_SERVERS:
+                place = slab.server_base(key.row) + ServerCell.OWNER
+            else:
+                place = slab.listener_base(key.row) + ListenerCell.OWNER
+            return bool(slab.cells[place] == key.owner)
+
+        return is_live
 
 
 def _pool(worker: Worker, spec: PoolSpec, former: Plan | None) -> Pool:
@@ -134,6 +208,7 @@ class Prepared:
         accepting sockets from now on. The former ones of addresses that stay are the same sockets under
         other numbers, and go; those of addresses that went are served empty first."""
         worker = self.worker
+        self.plan.own_rows(worker)
         for spec in self.snapshot.listeners:
             listener = listeners.get(spec.name)
             if listener is None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Final
 
-from workers.contract.cells import ServerCell, WorkerCell
-from workers.contract.snapshot import PoolSpec, ServerSpec
+import msgspec
+
+from workers.contract import errors
+from workers.contract.cells import (
+    CONNECT_SECONDS,
+    PoolCell,
+    ServerCell,
+    StateCell,
+    StickyResult,
+    WorkerCell,
+)
+from workers.contract.errors import Refusal
+from workers.contract.series import Kind, status_label
+from workers.contract.snapshot import EjectSpec, PoolSpec, ServerSpec
 from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values
+from workers.core.health import NEVER, ServerState, Usable, Watch, combine
 from workers.core.sticky import StickyCookie, cookie_value, query_value
 from workers.io.resolver import Address, Addresses
 from workers.io.tls_context import client_context
@@ -19,11 +34,25 @@ if TYPE_CHECKING:
     from workers.io.upstream import Upstream
     from workers.io.worker import Worker
 
+NANOSECONDS: Final = 1_000_000_000
 # Policies that compare the servers' load; the others need no scores.
 # Plain ints: an enum member costs a look-up per use.
 _REQUESTS = int(ServerCell.REQUESTS)
 _WAITING = int(ServerCell.WAITING)
 _BOUND = int(ServerCell.BOUND)
+_IDLE = int(ServerCell.IDLE)
+_WORKER_IDLE = int(WorkerCell.UPSTREAM_IDLE)
+_ERRORS = int(ServerCell.ERRORS)
+_RETRIES = int(ServerCell.RETRIES)
+_OTHER_REQUESTS = int(ServerCell.OTHER_REQUESTS)
+_OTHER_ERRORS = int(ServerCell.OTHER_ERRORS)
+_POOL_RETRIES = int(PoolCell.RETRIES)
+_QUEUED = int(PoolCell.QUEUED)
+_STICKY = int(PoolCell.STICKY)
+_CONNECT_SUM = int(PoolCell.CONNECT_SUM)
+_CONNECT = int(PoolCell.CONNECT)
+_HIT, _NEW, _INVALID = int(StickyResult.HIT), int(StickyResult.NEW), int(StickyResult.INVALID)
+_ROW = slice(0, int(StateCell.EJECTED_UNTIL) + 1)
 # How many queued requests are looked at when a place becomes free.
 _LOOKED_AT = 32
 _SCORED = frozenset(("least-conn", "p2c", "hash"))
@@ -38,8 +67,8 @@ class Server:
     """
 
     __slots__ = (
-        "active", "addresses", "base", "grant", "idle", "index", "others", "pool", "retired", "spec", "tls",
-        "worker",
+        "active", "addresses", "base", "counts", "errors", "grant", "idle", "index", "others", "pool",
+        "retired", "spec", "tls", "watch", "weight", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, pool: Pool, index: int, spec: ServerSpec) -> None:
@@ -53,6 +82,10 @@ class Server:
         self.others = 0
         self.grant = 0  # of max_connections, this worker's share as of the last tick
         self.retired = False
+        self.weight = spec.weight  # that counts now: the operator's, or less of it in a slow start
+        self.counts: dict[int, int] = {}  # places of the cells that count its answers, by status
+        self.errors: dict[Refusal, int] = {}  # and its errors, by reason
+        self.watch: Watch | None = None  # counts what goes wrong in a row, where `eject` asks for it
         self.addresses = Addresses(worker, spec)
         self.tls = client_context(pool.spec.tls) if pool.spec.tls else None
 
@@ -77,7 +110,68 @@ class Server:
 
     def rescore(self) -> None:
         """Puts the load by weight, with the request that would be placed, where the policies compare it."""
-        self.pool.scores[self.index] = (self.active + self.others + 1) / self.spec.weight
+        self.pool.scores[self.index] = (self.active + self.others + 1) / self.weight
+
+    # --- what is told of it --------------------------------------------------------------------------
+
+    def count_place(self, status: int) -> int:
+        """The place of the cell that counts answers with `status`; see `counts`."""
+        spec = self.spec
+        other = self.base + _OTHER_REQUESTS
+        detail = status_label(status)
+        place = self.worker.series.place(Kind.RESPONSES, spec.slot, detail, spec.owner, other)
+        self.counts[status] = place
+        return place
+
+    def failed(self, refusal: Refusal) -> None:
+        """Counts an error of this server."""
+        cells = self.worker.slab.cells
+        cells[self.base + _ERRORS] += 1
+        place = self.errors.get(refusal)
+        if place is None:
+            spec = self.spec
+            index = errors.REASON_INDEX[refusal]
+            other = self.base + _OTHER_ERRORS
+            place = self.worker.series.place(Kind.ERRORS, spec.slot, index, spec.owner, other)
+            self.errors[refusal] = place
+        cells[place] += 1
+        if self.watch is not None:
+            self._judge(self.watch.failed(refusal))
+
+    def answered(self, status: int) -> None:
+        """Counts an answer, the final one of an exchange."""
+        place = self.counts.get(status)
+        self.worker.slab.cells[self.count_place(status) if place is None else place] += 1
+        if self.watch is not None:
+            self._judge(self.watch.answered(status))
+
+    def observe(self, spec: EjectSpec | None) -> None:
+        """Counts what goes wrong in a row by `spec` from now on; what was counted by the same stays."""
+        if spec is None:
+            self.watch = None
+        elif self.watch is None or self.watch.spec != spec:
+            self.watch = Watch(spec)
+
+    def _judge(self, reached: Sequence[int]) -> None:
+        """Tells the control process which thresholds of `eject` were reached; it decides."""
+        if reached:
+            cells = self.worker.slab.cells
+            for cell in reached:
+                cells[self.base + cell] += 1
+            self.worker.bells.ring_control()
+
+    def retried(self) -> None:
+        """Counts that another server is tried after this one."""
+        cells = self.worker.slab.cells
+        cells[self.base + _RETRIES] += 1
+        cells[self.pool.base + _POOL_RETRIES] += 1
+
+    def connected(self, seconds: float) -> None:
+        """Counts a connection that was made within `seconds`."""
+        cells = self.worker.slab.cells
+        base = self.pool.base
+        cells[base + _CONNECT_SUM] += int(seconds * NANOSECONDS)
+        cells[base + _CONNECT + bisect_left(CONNECT_SECONDS, seconds)] += 1
 
     @property
     def full(self) -> bool:
@@ -99,19 +193,24 @@ class Server:
         if self.retired or len(idle) >= self.pool.spec.keep_alive.max_idle:
             return False
         idle.append(connection)
-        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] += 1
+        self._idle(1)
         return True
 
     def unpark(self, connection: Upstream) -> None:
         """Forgets an idle connection that is closing."""
         self.idle.remove(connection)
-        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] -= 1
+        self._idle(-1)
+
+    def _idle(self, change: int) -> None:
+        cells = self.worker.slab.cells
+        cells[_WORKER_IDLE] += change
+        cells[self.base + _IDLE] += change
 
     def take(self) -> Upstream | None:
         """The idle connection that was used last, if there is one."""
         if not self.idle:
             return None
-        self.worker.slab.cells[WorkerCell.UPSTREAM_IDLE] -= 1
+        self._idle(-1)
         return self.idle.pop()
 
     def retire(self) -> None:
@@ -132,8 +231,8 @@ class Pool:
     """One pool, as this worker runs it."""
 
     __slots__ = (
-        "_called", "_capped", "_ring", "_tickets", "cookie", "keyed", "policy", "scored", "scores", "servers",
-        "spec", "waiting", "worker",
+        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "base", "cookie", "keyed", "policy",
+        "reachable", "scored", "scores", "servers", "spec", "until", "usable", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
@@ -150,9 +249,15 @@ class Pool:
             if server is None:
                 server = Server(worker, self, index, server_spec)
             self.servers.append(server)
-        usable = range(len(self.servers))
-        self.policy: Policy = build(spec, usable)
-        self._ring = StickyRing(spec, usable) if spec.sticky and spec.sticky.kind != "cookie" else None
+        self.base = worker.slab.pool_base(spec.slot)
+        self._seen: Usable | None = None
+        self.until = NEVER  # when time alone may change who is usable
+        self.usable: tuple[int, ...] = ()
+        self.reachable: tuple[bool, ...] = ()
+        self.policy: Policy
+        self._ring: StickyRing | None = None
+        self.look()
+        self._needle = b"" if spec.sticky is None else spec.sticky.name.encode("latin-1")
         self.cookie = (
             StickyCookie(spec.sticky.name, spec.sticky.key, spec.name, spec.servers)
             if spec.sticky and spec.sticky.kind == "cookie"
@@ -168,7 +273,64 @@ class Pool:
         for index, server in enumerate(self.servers):
             server.pool = self
             server.index = index
+            server.observe(self.spec.eject)
+        self.look()
+        if self._seen is not None:
+            self._apply_weights(self._seen)
         self.refresh()
+
+    def look(self) -> None:
+        """Takes in the servers' states: at commit, when the control process says that one changed, and when
+        the clock says so (`until`)."""
+        now = time.monotonic()
+        usable = combine(self.spec, [self._state(server.spec) for server in self.servers], now)
+        self.until = usable.until
+        former, self._seen = self._seen, usable
+        if former is not None and usable[:-1] == former[:-1]:
+            return
+        self.usable = usable.usable
+        self.reachable = usable.reachable
+        self._build(usable)
+        if former is not None:
+            self._apply_weights(usable)
+            if usable.panic and not former.panic:
+                self.worker.log.warning("too few servers are well, all are used", pool=self.spec.name)
+            self.place_is_free()
+
+    def _state(self, spec: ServerSpec) -> ServerState:
+        board = self.worker.board
+        base = board.state_base(spec.slot)
+        owner, health, admin, weight, returned, ejected = board.control[
+            base + _ROW.start : base + _ROW.stop
+        ].tolist()
+        if owner != spec.owner:
+            return ServerState()
+        return ServerState(
+            health,
+            admin,
+            weight - 1 if weight else None,
+            returned / NANOSECONDS,
+            ejected / NANOSECONDS,
+        )
+
+    def _build(self, usable: Usable) -> None:
+        spec = self.spec
+        if any(weight != server.weight for weight, server in zip(usable.weights, spec.servers, strict=True)):
+            servers = [
+                msgspec.structs.replace(server, weight=weight)
+                for weight, server in zip(usable.weights, spec.servers, strict=True)
+            ]
+            self.policy = build(msgspec.structs.replace(spec, servers=tuple(servers)), usable.usable)
+        else:
+            self.policy = build(spec, usable.usable)
+        if spec.sticky and spec.sticky.kind != "cookie":
+            self._ring = StickyRing(spec, usable.usable)
+
+    def _apply_weights(self, usable: Usable) -> None:
+        for server, weight in zip(self.servers, usable.weights, strict=True):
+            server.weight = weight or 1  # 0 is never chosen; its score is not looked at
+            if self.scored:
+                server.rescore()
 
     @property
     def watched(self) -> bool:
@@ -186,12 +348,20 @@ class Pool:
             key = None if value is None else hash_key(value)
         if self.cookie is not None:
             cookies = field_values(head.fields, b"cookie")
+            line = b"; ".join(cookies) if cookies else b""
             if cookies:
-                stuck = self.cookie.lookup(b"; ".join(cookies))
+                stuck = self.cookie.lookup(line)
+            if stuck < 0:
+                self.count_sticky(_INVALID if cookie_value(line, self._needle) else _NEW)
         elif spec.sticky is not None:
-            value = _value(head, spec.sticky.kind, spec.sticky.name.encode("latin-1"), address)
+            value = _value(head, spec.sticky.kind, self._needle, address)
             ring_key = None if value is None else hash_key(value)
+            self.count_sticky(_NEW if value is None else _HIT)
         return key, ring_key, stuck
+
+    def count_sticky(self, result: int) -> None:
+        """Counts what became of a request's stickiness."""
+        self.worker.slab.cells[self.base + _STICKY + result] += 1
 
     def choose(self, key: int | None, ring_key: int | None, excluded: Collection[int]) -> int:
         """The index of the server for a request, or -1 where all are excluded; the keys are those of
@@ -208,8 +378,18 @@ class Pool:
         """`excluded`, and with it the servers that are at `max_connections`."""
         if not self._capped:
             return excluded
-        full = [index for index, server in enumerate(self.servers) if server.full and index not in excluded]
+        servers = self.servers
+        full = [index for index in self.usable if index not in excluded and servers[index].full]
         return (*excluded, *full)
+
+    def has_room(self, excluded: tuple[int, ...]) -> bool:
+        """Whether a server is left that is usable, not in `excluded`, and not full."""
+        servers = self.servers
+        return any(index not in excluded and not servers[index].full for index in self.usable)
+
+    def count_queue(self) -> None:
+        """Puts the length of the queue where it is read."""
+        self.worker.slab.cells[self.base + _QUEUED] = len(self.waiting)
 
     def refresh(self) -> None:
         """Takes in what the other workers have on the servers; once a tick, off the request path."""
@@ -240,7 +420,8 @@ class Pool:
                 waiting.append(exchange)
                 if not self.keyed:
                     waiting.rotate(1)
-                    return
+                    break
+        self.count_queue()
 
     def retire(self, kept: Collection[Server]) -> None:
         """A reload replaced this pool: servers that are not `kept` go."""

@@ -84,6 +84,12 @@ class Reactor:
             self._epoll.register(fd, _IN)
             self._fresh.add(fd)
 
+    def add_bell(self, fd: int, callback: Callback) -> None:
+        """Calls `callback` once for every write to the eventfd `fd`, which is never read: edge-triggered, so
+        that many processes can hear the same one (epoll(7))."""
+        self._readers[fd] = callback
+        self._epoll.register(fd, _IN | select.EPOLLET)
+
     def mute_reader(self, fd: int, callback: Callback) -> None:
         """Reads no more, but calls `callback`, once, when `fd` is reset or both its directions have ended:
         nothing is watched after that. What is not watched at all can be reset unnoticed."""

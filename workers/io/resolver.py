@@ -1,6 +1,7 @@
 """Where a server is: an address as it stands, or a name that is resolved without blocking the loop.
 
-A name is looked up in a thread (getaddrinfo, so /etc/hosts and nsswitch apply) when it is
+The control process resolves names by their TTL, and a new answer comes with a new configuration. Until it
+has told anything, a name is looked up in a thread (getaddrinfo, so /etc/hosts and nsswitch apply) when it is
 first needed and again every `REFRESH` seconds while it is in use. A failing resolver keeps the last answer.
 """
 
@@ -47,6 +48,8 @@ class Addresses:
             self._next_lookup = float("inf")
         elif spec.host is not None:
             self._found = literal(spec.host, spec.port)
+            for address in spec.addresses:  # the control process looks up, and again when its TTL is over
+                self._found += literal(address, spec.port)
             if self._found:
                 self._next_lookup = float("inf")
 

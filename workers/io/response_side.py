@@ -81,6 +81,8 @@ class ResponseSide(RequestSide):
                 if self.client.fd < 0:
                     return -1
             start += head.size
+        if (server := self.server) is not None:
+            server.answered(head.status)
         if head.status == 503 and self.try_next():
             return -1
         self.response = head
@@ -261,5 +263,7 @@ class ResponseSide(RequestSide):
         extra = b"" if head.plain else b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
         if self.set_cookie:
             extra += b"\r\nSet-Cookie: " + self.set_cookie
+        if self.server is not None:
+            self.server.answered(101)
         self.response = head
         tunnel.open_tunnel(self, client_head(head, extra, self.route.response_rules), bytes(rest))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from workers.contract import errors
+from workers.contract.cells import WorkerCell
 from workers.contract.errors import ProxyError
 from workers.core.responses import refusal_response
 from workers.io.downstream import Client, State
 from workers.io.endpoint import TlsEndpoint
 from workers.io.tls import Handshake, TlsError
+
+_TLS_12: Final = int(WorkerCell.TLS_12)
+_TLS_13: Final = int(WorkerCell.TLS_13)
+_TLS_FAILED: Final = int(WorkerCell.TLS_FAILED)
+_TLS_TIMEOUT: Final = int(WorkerCell.TLS_TIMEOUT)
 
 
 class TlsClient(TlsEndpoint, Client):
@@ -31,6 +39,7 @@ class TlsClient(TlsEndpoint, Client):
             self._handshake_failed(error)
             return
         except OSError:
+            self.worker.slab.cells[_TLS_FAILED] += 1
             self.close()
             return
         if wants is Handshake.WANT_WRITE:
@@ -39,13 +48,22 @@ class TlsClient(TlsEndpoint, Client):
             return
         self.unwatch_writing()
         if wants is Handshake.DONE:
+            version = self.sock.version
+            self.worker.slab.cells[_TLS_13 if version == "TLSv1.3" else _TLS_12] += 1
             self.state = State.OPEN
             self.reading = False  # `resume` puts the real reader in the place of the handshake's
             self.resume()
             self.expect(self.listener.spec.timeouts.request_head)
 
+    def on_deadline(self) -> None:
+        if self.state is State.HANDSHAKE:
+            self.worker.slab.cells[_TLS_TIMEOUT] += 1
+        super().on_deadline()
+
     def _handshake_failed(self, error: TlsError) -> None:
+        self.worker.slab.cells[_TLS_FAILED] += 1
         if error.reason == "plain_http":
+            self.listener.reject(errors.PLAIN_ON_TLS)
             answer = refusal_response(
                 errors.PLAIN_ON_TLS, date=self.worker.date(), close=True, without_body=False
             )

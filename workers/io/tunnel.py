@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import socket
 import time
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from workers.contract.cells import RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
 from workers.core.frames import FrameTracker
 from workers.core.wheel import NEVER
 from workers.io.endpoint import has_failed, reset
 from workers.io.tls import Stream, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
+    from workers.io.closing import Closing
     from workers.io.listening import Listener
     from workers.io.plan import Route
     from workers.io.pool import Server
@@ -27,6 +30,13 @@ if TYPE_CHECKING:
 
 _WORKER_TUNNELS: Final = int(WorkerCell.TUNNELS)
 _ROUTE_TUNNELS: Final = int(RouteCell.TUNNELS)
+_CLIENT_BYTES: Final = int(RouteCell.CLIENT_BYTES)
+_SERVER_BYTES: Final = int(RouteCell.SERVER_BYTES)
+# From the cell of a direction's bytes to that of its messages.
+_TO_MESSAGES: Final = int(RouteCell.CLIENT_MESSAGES) - _CLIENT_BYTES
+_TUNNEL_SUM: Final = int(RouteCell.TUNNEL_SUM)
+_TUNNEL: Final = int(RouteCell.TUNNEL)
+_NANOSECONDS: Final = 1_000_000_000
 _SERVER_TUNNELS: Final = int(ServerCell.TUNNELS)
 
 
@@ -34,8 +44,8 @@ class Pipe:
     """One direction of a tunnel. `out` is what the sink did not take; the source is paused meanwhile."""
 
     __slots__ = (
-        "bytes", "ended", "name", "out", "reading", "sink", "sink_fd", "source", "source_fd",
-        "tracker", "tunnel", "worker",
+        "bytes", "cell", "cells", "counted", "ended", "name", "on_chunk", "out", "reading", "sink", "sink_fd",
+        "source", "source_fd", "tracker", "tunnel", "worker",
     )  # fmt: skip
 
     def __init__(self, tunnel: Tunnel, name: str, source: Stream, sink: Stream, *, inspect: bool) -> None:
@@ -47,8 +57,12 @@ class Pipe:
         self.source_fd = source.fileno()
         self.sink_fd = sink.fileno()
         self.tracker = FrameTracker() if inspect else None
+        self.cells = tunnel.worker.slab.cells
+        self.cell = tunnel.route.base + (_CLIENT_BYTES if name == "client" else _SERVER_BYTES)
+        self.counted = 0  # messages that the route's cell has
         self.bytes = 0
         self.out = b""
+        self.on_chunk: Callable[[], None] | None = None  # what reads while the tunnel is being closed
         self.reading = False
         self.ended = False  # whether the source has sent its end
 
@@ -71,11 +85,18 @@ class Pipe:
             self._end()
             return
         self.bytes += size
+        cells = self.cells
+        cell = self.cell
+        cells[cell] += size
         tunnel = self.tunnel
         tunnel.seen = worker.now
         tracker = self.tracker
         if tracker is not None:
             tracker.feed(worker.buffer, 0, size)
+            messages = tracker.messages
+            if messages != self.counted:
+                cells[cell + _TO_MESSAGES] += messages - self.counted
+                self.counted = messages
             if tracker.close_code is not None and not tunnel.closer:
                 tunnel.closer = self.name
         view = worker.view
@@ -93,13 +114,23 @@ class Pipe:
         """Relays bytes that were read before the tunnel began."""
         if not data:
             return
-        self.bytes += len(data)
-        if self.tracker is not None:
-            self.tracker.feed(data, 0, len(data))
+        self.count(data, len(data))
         if self.out:
             self.out += data
         else:
             self.keep(data)
+
+    def count(self, data: bytes | bytearray, size: int) -> None:
+        """Takes the first `size` bytes of `data` into the figures; `on_readable` has that written out."""
+        self.bytes += size
+        self.cells[self.cell] += size
+        tracker = self.tracker
+        if tracker is not None:
+            tracker.feed(data, 0, size)
+            self.cells[self.cell + _TO_MESSAGES] += tracker.messages - self.counted
+            self.counted = tracker.messages
+            if tracker.close_code is not None and not self.tunnel.closer:
+                self.tunnel.closer = self.name
 
     def keep(self, rest: bytes) -> None:
         """The kernel takes no more: the rest waits for it."""
@@ -119,8 +150,13 @@ class Pipe:
         if self.out:
             return
         self.worker.loop.remove_writer(self.sink_fd)
-        if self.tunnel.both_ended():
-            self.tunnel.close()
+        tunnel = self.tunnel
+        if tunnel.closing is not None:
+            tunnel.closing.look()
+            if not tunnel.open:
+                return
+        if tunnel.both_ended():
+            tunnel.close()
         elif self.ended:
             self._pass_end()
         else:
@@ -130,7 +166,7 @@ class Pipe:
         """Reads the source (again)."""
         if not self.reading and not self.ended:
             self.reading = True
-            self.worker.loop.add_reader(self.source_fd, self.on_readable)
+            self.worker.loop.add_reader(self.source_fd, self.on_chunk or self.on_readable)
 
     @property
     def messages(self) -> int:
@@ -200,16 +236,16 @@ class TlsPipe(Pipe):
 
     def _on_held(self) -> None:
         if self.reading and self.source.pending():
-            self.on_readable()
+            (self.on_chunk or self.on_readable)()
 
 
 class Tunnel:
     """See the module. `seen` is when a byte passed last, on the worker's coarse clock."""
 
     __slots__ = (
-        "address", "client", "closer", "deadline", "due", "from_client", "from_server", "host", "listener",
-        "logged", "open", "request_id", "route", "seen", "server", "server_sock", "started", "target",
-        "worker",
+        "address", "client", "closer", "closing", "code", "deadline", "due", "from_client", "from_server",
+        "gauge", "host", "listener", "logged", "number", "open", "request_id", "route", "seen", "server",
+        "server_sock", "started", "target", "worker",
     )  # fmt: skip
 
     def __init__(self, exchange: ResponseSide, server: Server) -> None:
@@ -227,6 +263,10 @@ class Tunnel:
         self.started = time.monotonic()
         self.seen = self.worker.now
         self.closer = ""
+        self.closing: Closing | None = None  # while our own Close frames are on their way
+        self.code: int | None = None  # that we close with
+        self.number = self.worker.next_tunnel()
+        self.gauge = self.route.tunnels_place(server)
         self.logged = False
         self.open = True
         self.deadline = NEVER
@@ -242,6 +282,8 @@ class Tunnel:
     @property
     def close_code(self) -> int | None:
         """The code of the first Close frame; `None` without one."""
+        if self.code is not None:
+            return self.code
         for pipe in (self.from_client, self.from_server):
             if pipe.name == self.closer and pipe.tracker is not None and pipe.tracker.close_code is not None:
                 return pipe.tracker.close_code
@@ -251,7 +293,7 @@ class Tunnel:
     def begin(self, early: bytes, rest: bytes) -> None:
         """Starts relaying; `early` and `rest` are what client and server sent behind their heads."""
         self._count(1)
-        self.worker.tunnels.add(self)
+        self.worker.tunnels[self.number] = self
         self._set_deadline()
         for pipe, data in ((self.from_server, rest), (self.from_client, early)):
             if self.open:
@@ -263,6 +305,7 @@ class Tunnel:
         cells[_WORKER_TUNNELS] += change
         cells[self.route.base + _ROUTE_TUNNELS] += change
         cells[self.server.base + _SERVER_TUNNELS] += change
+        cells[self.gauge] += change
 
     # --- time ----------------------------------------------------------------------------------------
 
@@ -277,7 +320,10 @@ class Tunnel:
             self.worker.wheel.arm(self, deadline)
 
     def on_deadline(self) -> None:
-        """Idle, or too old."""
+        """Idle, or too old; or our Close was not answered."""
+        if self.closing is not None:
+            self.close()
+            return
         spec = self.route.spec.websocket
         now = self.worker.now
         if (spec.idle is not None and now >= self.seen + spec.idle) or (
@@ -323,14 +369,26 @@ class Tunnel:
             reset(survivor)
         self.client.close()
         self.server_sock.close()
-        worker.tunnels.discard(self)
+        del worker.tunnels[self.number]
         self._count(-1)
+        self._count_end()
         self.server.end()
         self.listener.closed()
         if self.logged and worker.journal is not None:
             worker.journal.tunnel(self)
         # The pipes know the tunnel, and it them: a circle that only the collector would find.
-        del self.from_client.tunnel, self.from_server.tunnel
+        for pipe in (self.from_client, self.from_server):
+            pipe.on_chunk = None
+            del pipe.tunnel
+        self.closing = None
+
+    def _count_end(self) -> None:
+        cells = self.worker.slab.cells
+        seconds = time.monotonic() - self.started
+        base = self.route.base
+        cells[base + _TUNNEL_SUM] += int(seconds * _NANOSECONDS)
+        cells[base + _TUNNEL + bisect_left(TUNNEL_SECONDS, seconds)] += 1
+        self.route.count_close(self.closer or "none", self.close_code)
 
 
 def open_tunnel(exchange: ResponseSide, head: bytes, rest: bytes) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
@@ -31,7 +32,7 @@ _BYTES_ACKED: Final = struct.Struct("=120xQ")
 class Upstream(Endpoint):
     """One connection to one server; serves one exchange at a time, and waits idle between them."""
 
-    __slots__ = ("broken", "connecting", "exchange", "held", "mark", "reused", "server", "total")
+    __slots__ = ("began", "broken", "connecting", "exchange", "held", "mark", "reused", "server", "total")
 
     def __init__(self, server: Server, sock: RawSocket, exchange: Exchange) -> None:
         super().__init__(server.worker, sock, sock.fileno())
@@ -39,6 +40,7 @@ class Upstream(Endpoint):
         self.exchange: Exchange | None = exchange
         self.held = b""  # the beginning of a response head that is not complete
         self.connecting = True
+        self.began = time.monotonic()
         self.reused = False  # whether an exchange before this one used it
         self.broken = False  # whether sending failed: what the server said before may still be read
         self.total = 0  # bytes handed to the socket
@@ -55,10 +57,15 @@ class Upstream(Endpoint):
         """
         result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
         if result in (0, errno.EINPROGRESS):
-            self.connecting = result != 0
+            if result == 0:
+                self._is_connected()
             self._established()
         else:  # EAGAIN is a Unix socket whose accept queue is full
             self._connect_failed(os.strerror(result))
+
+    def _is_connected(self) -> None:
+        self.connecting = False
+        self.server.connected(time.monotonic() - self.began)
 
     def _established(self) -> None:
         self.resume()
@@ -90,8 +97,8 @@ class Upstream(Endpoint):
             return
         self.total += len(data)
         self.write(data)
-        if self.connecting and len(self.out) < len(data):
-            self.connecting = False
+        if self.connecting and len(self.out) < len(data) and not self.broken and self.fd >= 0:
+            self._is_connected()
 
     def on_readable(self) -> None:
         exchange = self.exchange
@@ -125,7 +132,7 @@ class Upstream(Endpoint):
         before = len(self.out)
         super()._on_writable()
         if self.connecting and not self.broken and len(self.out) < before:
-            self.connecting = False
+            self._is_connected()
             if self.exchange is not None:
                 self.exchange.upstream_drained()
 
@@ -254,7 +261,7 @@ class TlsUpstream(TlsEndpoint, Upstream):
             loop.add_reader(self.fd, self._shake_hands)
             return
         self.reading = False  # `resume` puts the real reader in the place of the handshake's
-        self.connecting = False
+        self._is_connected()
         self._established()
 
     def _tls_failed(self, error: OSError) -> None:
@@ -271,7 +278,7 @@ def connect(exchange: Exchange, server: Server) -> None:
     try:
         sock = RawSocket(family, _STREAM)
     except OSError as error:  # EMFILE, ENFILE, ENOMEM: ours, not the server's
-        exchange.upstream_failed(ProxyError(errors.CONNECT_FAILED, side="upstream", detail=str(error)))
+        exchange.upstream_failed(ProxyError(errors.CONNECT_FAILED, side="local", detail=str(error)))
         return
     if family != socket.AF_UNIX:
         sock.setsockopt(_TCP, _NODELAY, 1)

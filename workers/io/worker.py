@@ -12,11 +12,14 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages, snapshot
+from workers.contract.bells import Bells
 from workers.contract.cells import WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard
+from workers.contract.series import SeriesTable
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
+from workers.io import tunnel_desk
 from workers.io.endpoint import Endpoint
 from workers.io.journal import Journal
 from workers.io.listening import Acceptor, Listener
@@ -42,13 +45,16 @@ class Worker:
     """All that the connections of one worker share. `now` is the coarse clock: monotonic seconds as of the
     last tick, good for timeouts and nothing else."""
 
-    def __init__(self, slot: int, channel: socket.socket, board: Scoreboard) -> None:
+    def __init__(self, slot: int, channel: socket.socket, board: Scoreboard, bells: Bells) -> None:
         self.log = ErrorLog(f"worker {slot}")
         self.loop = Reactor(self._failed)
         self.slot = slot
         self.channel = channel
         self.board = board
+        self.bells = bells
         self.slab = board.slab(slot)
+        self.slab.clear_gauges(board.capacity)
+        self.series = SeriesTable(self.slab, board.capacity.series)
         self._slabs = board.slabs()
         self.buffer = bytearray(BUFFER)
         self.view = memoryview(self.buffer)
@@ -58,7 +64,8 @@ class Worker:
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
         self.clients: set[Client] = set()
-        self.tunnels: set[Tunnel] = set()
+        self.tunnels: dict[int, Tunnel] = {}  # by number, so in the order of their opening
+        self._last_tunnel = 0
         self.listeners: dict[str, Listener] = {}
         self.acceptors: list[Acceptor] = []
         self.journal: Journal | None = None
@@ -83,6 +90,11 @@ class Worker:
         """The cells of the workers that are or were there besides this one."""
         return self._siblings
 
+    def next_tunnel(self) -> int:
+        """The number of a new tunnel."""
+        self._last_tunnel += 1
+        return self._last_tunnel
+
     def date(self) -> str:
         """Now, as an IMF-fixdate (RFC 9110 section 5.6.7)."""
         now = int(time.time())
@@ -94,6 +106,7 @@ class Worker:
     def _failed(self, error: BaseException, callback: Callable[[], object]) -> None:
         """A callback of the loop let an exception through: a bug of ours, told with its place. It costs the
         connection whose callback it was, and nothing else."""
+        self.slab.cells[WorkerCell.FAULTS] += 1
         trace = "".join(traceback.format_exception(error)[-3:])
         self.log.error("fault in the worker", error=repr(error), trace=trace)
         owner = getattr(callback, "__self__", None)
@@ -118,12 +131,15 @@ class Worker:
 
     def start(self) -> None:
         """Begins to listen to the master, and tells it so."""
-        self.slab.clear_gauges(self.board.capacity)
         cells = self.slab.cells
+        # Counters of the process go on where those of the predecessor ended.
+        self._cpu_before = cells[WorkerCell.CPU]
+        self._dropped_before = cells[WorkerCell.LOG_DROPPED]
         cells[WorkerCell.PID] = os.getpid()
         cells[WorkerCell.GENERATION] = 0
         self._tick()
         self.loop.add_reader(self.channel.fileno(), self._on_channel)
+        self.loop.add_bell(self.bells.workers, self._on_bell)
         self._say(messages.Ready(pid=os.getpid()))
 
     def _tick(self) -> None:
@@ -132,13 +148,14 @@ class Worker:
         cells = self.slab.cells
         cells[WorkerCell.HEARTBEAT] = int(now * NANOSECONDS)
         cells[WorkerCell.LAG] = max(0, int((now - self._tick_at) * NANOSECONDS))
+        cells[WorkerCell.CPU] = self._cpu_before + time.process_time_ns()
         self._tick_at = now + TICK
         self.loop.call_later(TICK, self._tick)
         self.wheel.advance(now)
         if self.current is not None:
             self._look_around(self.current)
         if self.journal is not None:
-            cells[WorkerCell.LOG_DROPPED] = self.journal.dropped
+            cells[WorkerCell.LOG_DROPPED] = self._dropped_before + self.journal.dropped
         if self.stopping:
             self._look_for_end(now)
 
@@ -149,10 +166,20 @@ class Worker:
             for index, other in enumerate(self._slabs)
             if index != self.slot and other.cells[WorkerCell.HEARTBEAT]
         ]
+        now = self.now
+        for pool in plan.pools.values():
+            if pool.until <= now:
+                pool.look()
         for pool in plan.watched:
             pool.refresh()
         for listener in self.listeners.values():
             listener.others = sum(cells[listener.base] for cells in self._siblings)
+
+    def _on_bell(self) -> None:
+        """The state of some server changed."""
+        if self.current is not None:
+            for pool in self.current.pools.values():
+                pool.look()
 
     # --- the channel ---------------------------------------------------------------------------------
 
@@ -194,6 +221,10 @@ class Worker:
                 self._reopen(fds)
             case messages.Stop(grace=grace):
                 self.stop(grace)
+            case messages.ListTunnels():
+                self._say(tunnel_desk.page(self.tunnels, message, time.monotonic()))
+            case messages.CloseTunnels():
+                self._say(tunnel_desk.close(self, message))
             case _:
                 self.log.error("message that a worker does not know", message=type(message).__name__)
 
@@ -282,7 +313,7 @@ class Worker:
 
     def _look_for_end(self, now: float) -> None:
         if now >= self._deadline:
-            for tunnel in tuple(self.tunnels):
+            for tunnel in tuple(self.tunnels.values()):
                 tunnel.stop()
             for client in tuple(self.clients):
                 client.abandon()

@@ -1,0 +1,153 @@
+"""Closing an established WebSocket politely: a Close frame to both ends (RFC 6455 section 5.5.1 and 7.1.2).
+
+A frame can be added only between two frames, so each direction is relayed up to the end of the frame that it
+is in, then our Close goes out and nothing more: what the other side sends after it would not be read by
+anybody. The tunnel ends when both sides have answered with their Close, or after `PATIENCE` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from workers.core.frames import close_frame
+from workers.io.tls import TlsStream
+
+if TYPE_CHECKING:
+    from workers.io.tunnel import Pipe, Tunnel
+
+PATIENCE: Final = 5.0
+
+
+class Closing:
+    """What a tunnel holds while it is being closed."""
+
+    __slots__ = ("frames", "tunnel", "waiting")
+
+    def __init__(self, tunnel: Tunnel, code: int, reason: str) -> None:
+        self.tunnel = tunnel
+        # By the pipe that carries it. A frame to a server is masked, as a client's must be (section 5.3).
+        self.frames: dict[str, bytes] = {
+            "server": close_frame(code, reason, b""),
+            "client": close_frame(code, reason, os.urandom(4)),
+        }
+        self.waiting = {"client", "server"}  # whose own Close has not come
+
+    def begin(self) -> None:
+        """Sends what can be sent at once, and waits for the rest."""
+        tunnel = self.tunnel
+        for pipe in (tunnel.from_server, tunnel.from_client):
+            if tunnel.open:
+                self._turn(pipe)
+        if tunnel.open:
+            self.look()
+
+    def _turn(self, pipe: Pipe) -> None:
+        """From relaying to closing, in one direction."""
+        tracker = pipe.tracker
+        if pipe.ended or (tracker is not None and tracker.close_code is not None):
+            # It has said its last word already, which was passed on: nothing can be added.
+            self.frames.pop(pipe.name, None)
+            self.waiting.discard(pipe.name)
+            if pipe.ended:
+                return
+        pipe.on_chunk = lambda: self._on_chunk(pipe)
+        if pipe.reading:
+            pipe.worker.loop.add_reader(pipe.source_fd, pipe.on_chunk)
+        self._inject(pipe)
+
+    def _inject(self, pipe: Pipe) -> None:
+        """Sends our Close, where the direction stands between two frames."""
+        tracker = pipe.tracker
+        assert tracker is not None
+        if pipe.name not in self.frames or not tracker.at_boundary:
+            return
+        frame = self.frames.pop(pipe.name)
+        if pipe.out:
+            pipe.out += frame
+            return
+        try:
+            sent = pipe.sink.send(frame)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.tunnel.sink_failed(pipe)
+            return
+        if sent < len(frame):
+            pipe.keep(frame[sent:])
+
+    def _on_chunk(self, pipe: Pipe) -> None:
+        """Reads on: to the end of the frame before our Close, and after it for the other's."""
+        if not self.tunnel.open or pipe.ended:
+            return
+        before = pipe.name in self.frames
+        tracker = pipe.tracker
+        assert tracker is not None
+        if before and pipe.out:
+            pipe.pause()
+            return
+        worker = pipe.worker
+        # Before our Close no byte may be taken beyond the frame's end, since it could not be passed on.
+        most = min(tracker.to_boundary, len(worker.view)) if before else len(worker.view)
+        try:
+            size = pipe.source.recv_into(worker.view[:most])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.tunnel.broken(pipe.name)
+            return
+        if not size:
+            pipe.ended = True
+            pipe.pause()
+            self.frames.pop(pipe.name, None)
+            self.waiting.discard(pipe.name)
+            self.look()
+            return
+        pipe.count(worker.buffer, size)
+        if before:
+            self._pass_on(pipe, bytes(worker.view[:size]))
+            if self.tunnel.open:
+                self._inject(pipe)
+        if self.tunnel.open and (tracker.close_code is not None or tracker.lost):
+            self.waiting.discard(pipe.name)
+            self.look()
+        source = pipe.source
+        if isinstance(source, TlsStream) and (source.pending() or source.deferred is not None):
+            # The kernel knows nothing of what OpenSSL holds already.
+            pipe.worker.loop.call_soon(lambda: self._on_chunk(pipe))
+
+    def _pass_on(self, pipe: Pipe, data: bytes) -> None:
+        try:
+            sent = pipe.sink.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.tunnel.sink_failed(pipe)
+            return
+        if sent < len(data):
+            pipe.keep(data[sent:])
+
+    def look(self) -> None:
+        """Ends the tunnel where all is said and sent."""
+        tunnel = self.tunnel
+        unsent = tunnel.from_client.out or tunnel.from_server.out
+        if tunnel.open and not self.waiting and not unsent:
+            tunnel.close()
+
+
+def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
+    """Closes `tunnel` with a Close frame to both ends; at once and without one where frames are not
+    followed (`websocket.inspect = false`, or bytes that are no WebSocket)."""
+    if not tunnel.open or tunnel.closing is not None:
+        return
+    trackers = (tunnel.from_client.tracker, tunnel.from_server.tracker)
+    if any(tracker is None or tracker.lost for tracker in trackers):
+        tunnel.stop()
+        return
+    tunnel.closer = tunnel.closer or "lb"
+    tunnel.code = code
+    closing = Closing(tunnel, code, reason)
+    tunnel.closing = closing
+    tunnel.worker.wheel.drop(tunnel)
+    tunnel.worker.wheel.arm(tunnel, tunnel.worker.now + PATIENCE)
+    closing.begin()
