@@ -1,4 +1,4 @@
-"""What `figures` finds on the scoreboard: plain numbers, named as the cells are (`workers.contract.cells`)."""
+"""What `figures` finds on the scoreboard: plain numbers, named as the cells of `workers.contract.cells`."""
 
 from __future__ import annotations
 

@@ -7,19 +7,27 @@ import pytest
 from workers.contract import errors
 from workers.contract.errors import ProxyError, Refusal, Retry
 
+# Reasons of answers that are no refusals; their names say what was done.
+RENAMED = {"redirected": "redirect_https", "server_busy": "retried_503"}
 REFUSALS = [value for value in vars(errors).values() if isinstance(value, Refusal)]
 
 
 def test_a_reason_is_the_label_of_one_refusal() -> None:
     named = {name.lower(): value.reason for name, value in vars(errors).items() if isinstance(value, Refusal)}
-    assert all(name == reason for name, reason in named.items())
+    assert named == {name: RENAMED.get(name, name) for name in named}
     assert len({refusal.reason for refusal in REFUSALS}) == len(REFUSALS) > 20
+
+
+def test_every_reason_has_its_place_among_the_metrics() -> None:
+    assert sorted(errors.REASONS) == sorted(REFUSALS)
+    assert [errors.REASONS[index] for index in errors.REASON_INDEX.values()] == list(errors.REASON_INDEX)
+    assert len(errors.REASON_INDEX) == len(REFUSALS)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.reason)
 def test_a_text_is_a_sentence_for_the_client(refusal: Refusal) -> None:
     assert refusal.text.isascii() and refusal.text[0].isupper() and refusal.text.endswith(".")
-    assert 400 <= refusal.status < 600
+    assert 400 <= refusal.status < 600 or refusal is errors.REDIRECTED
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import mmap
 import os
@@ -12,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.contract.cells import ListenerCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import (
+    ControlCell,
+    ListenerCell,
+    PoolCell,
+    RouteCell,
+    ServerCell,
+    StateCell,
+    WorkerCell,
+)
 from workers.contract.scoreboard import CELL, HEADER_CELLS, Capacity, Scoreboard, ScoreboardError, Slab
 
 # The children only count and leave: that other tests have started threads does not matter to them.
@@ -53,14 +62,22 @@ def rows(slab: Slab, capacity: Capacity) -> list[tuple[int, int]]:
         (0, WorkerCell.WIDTH),
         *((slab.listener_base(slot), int(ListenerCell.WIDTH)) for slot in range(capacity.listeners)),
         *((slab.route_base(slot), int(RouteCell.WIDTH)) for slot in range(capacity.routes)),
+        *((slab.pool_base(slot), int(PoolCell.WIDTH)) for slot in range(capacity.pools)),
         *((slab.server_base(slot), int(ServerCell.WIDTH)) for slot in range(capacity.servers)),
+        (slab.series_base, 2 * capacity.series),
     ]
 
 
 # --- layout ---------------------------------------------------------------------------------------------
 
 capacities = st.builds(
-    Capacity, st.integers(1, 4), st.integers(0, 40), st.integers(0, 300), st.integers(0, 300)
+    Capacity,
+    workers=st.integers(1, 4),
+    listeners=st.integers(0, 8),
+    routes=st.integers(0, 12),
+    pools=st.integers(0, 12),
+    servers=st.integers(0, 30),
+    series=st.integers(0, 40),
 )
 
 
@@ -76,26 +93,47 @@ def test_no_two_rows_share_a_cell(capacity: Capacity) -> None:
 
 
 @given(capacities, st.integers(1, 2**62))
-def test_no_two_slabs_nor_the_header_nor_the_grants_share_a_cell(capacity: Capacity, value: int) -> None:
+def test_no_two_slabs_nor_what_lies_around_them_share_a_cell(capacity: Capacity, value: int) -> None:
     with scoreboard(capacity) as board:
         for worker, slab in enumerate(board.slabs()):
             slab.cells[0] = slab.cells[-1] = value + worker
         for index in range(len(board.grants)):
             board.grants[index] = -1 - index
+        for index in range(len(board.control)):
+            board.control[index] = 1 + index
         for worker, slab in enumerate(board.slabs()):
             assert slab.cells[0] == slab.cells[-1] == value + worker
             assert len(slab.cells) < 3 or not any(slab.cells[1:3])
         assert {
             board.grant_index(w, s) for w in range(capacity.workers) for s in range(capacity.servers)
-        } == {*range(len(board.grants))}
+        } == {*range(capacity.workers * capacity.servers)}
+        assert board.grants.tolist() == [-1 - index for index in range(len(board.grants))]
         assert Scoreboard.attach(board.fd).capacity == capacity
 
 
-@pytest.mark.parametrize("cells", [WorkerCell, ListenerCell, RouteCell, ServerCell])
-def test_every_cell_lies_in_its_row(cells: type[WorkerCell]) -> None:
-    indexes = [cell.value for cell in cells if cell.name != "WIDTH"]
-    assert indexes == list(range(len(indexes)))
-    assert len(indexes) <= cells.WIDTH
+@given(capacities)
+def test_the_states_of_all_servers_lie_in_the_control_area(capacity: Capacity) -> None:
+    with scoreboard(capacity) as board:
+        bases = [board.state_base(server) for server in range(capacity.servers + 1)]
+        assert bases == [*range(ControlCell.WIDTH, len(board.control) + 1, StateCell.WIDTH)]
+
+
+def test_a_row_that_changes_hands_starts_from_zero(board: Scoreboard) -> None:
+    slab = board.slab(0)
+    slab.cells[0 : len(slab.cells)] = memoryview(array.array("q", [5] * len(slab.cells)))
+    base, width = slab.pool_base(1), int(PoolCell.WIDTH)
+    slab.own(base, width, PoolCell.OWNER, 5)
+    assert set(slab.cells) == {5}
+    slab.own(base, width, PoolCell.OWNER, 6)
+    expected = [5] * len(slab.cells)
+    expected[base : base + width] = [0] * width
+    expected[base + PoolCell.OWNER] = 6
+    assert slab.cells.tolist() == expected
+
+
+def test_a_slab_is_used_from_the_first_heartbeat_on(board: Scoreboard) -> None:
+    board.slab(1).cells[WorkerCell.HEARTBEAT] = 1
+    assert [slab.used for slab in board.slabs()] == [False, True, False]
 
 
 def test_slabs_are_whole_pages(board: Scoreboard) -> None:
@@ -168,10 +206,11 @@ def test_a_successor_clears_the_gauges_and_keeps_the_counters(board: Scoreboard)
         WorkerCell.CONNECTIONS, WorkerCell.TUNNELS, WorkerCell.UPSTREAM_IDLE, WorkerCell.LISTENERS,
         *(slab.listener_base(slot) + ListenerCell.CONNECTIONS for slot in range(SMALL.listeners)),
         *(slab.route_base(slot) + cell for slot in range(SMALL.routes)
-          for cell in (RouteCell.IN_FLIGHT, RouteCell.TUNNELS)),
+          for cell in (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)),
+        *(slab.pool_base(slot) + PoolCell.QUEUED for slot in range(SMALL.pools)),
         *(slab.server_base(slot) + cell for slot in range(SMALL.servers)
           for cell in (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS, ServerCell.WAITING,
-                       ServerCell.BOUND)),
+                       ServerCell.BOUND, ServerCell.IDLE)),
     }  # fmt: skip
     assert {index for index, value in enumerate(slab.cells) if value == 0} == gauges
     assert all(value == 5 for other in (0, 2) for value in board.slab(other).cells)
@@ -192,10 +231,8 @@ def damaged(board: Scoreboard, cell: int, value: int) -> None:
         (2, 2, "laid out otherwise"),
         (2, 2**40, "laid out otherwise"),
         (3, -1, "laid out otherwise"),
-        (5, 5, "laid out otherwise"),
-        (6, 1, "laid out otherwise"),
-        (7, 4, "laid out otherwise"),
-        (8, 1, "laid out otherwise"),
+        (7, 2**20, "laid out otherwise"),
+        *((cell, 1, "laid out otherwise") for cell in (4, 5, 6, *range(8, 22))),
     ],
 )
 def test_what_would_be_misread_is_refused(board: Scoreboard, cell: int, value: int, message: str) -> None:
