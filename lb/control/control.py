@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lb.admin.views import LastCheck
 from lb.control.events import EventLog
 from lb.control.spec import ControlSpec, Discovery
 from lb.control.states import ServerStates
@@ -45,3 +46,6 @@ class Control(Protocol):
 
     def discovered(self, discovery: Discovery) -> None:
         """Tells the master what was found; it makes a configuration of it."""
+
+    def last_check(self, pool: str, server: str) -> LastCheck | None:
+        """The last active check of a server (`HealthChecks.last`); `None` before the first."""

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Final
 
+from lb.admin.views import LastCheck
 from lb.control.control import Unanswered
 from lb.control.events import EventLog
 from lb.control.messages import Event
@@ -49,6 +50,7 @@ class StandInControl:
         self.closed: dict[int, TunnelsClosed] = {}
         self.asked: list[tuple[int, ListTunnels | CloseTunnels]] = []
         self.discoveries: list[Discovery] = []
+        self.last_checks: dict[tuple[str, str], LastCheck] = {}  # by pool and server
         if snapshot is not None:
             self.serve(snapshot)
 
@@ -96,6 +98,10 @@ class StandInControl:
     def discovered(self, discovery: Discovery) -> None:
         """Keeps it."""
         self.discoveries.append(discovery)
+
+    def last_check(self, pool: str, server: str) -> LastCheck | None:
+        """Answers `last_checks`."""
+        return self.last_checks.get((pool, server))
 
     # --- what the tests look at --------------------------------------------------------------------------
 
