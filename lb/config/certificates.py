@@ -28,6 +28,7 @@ _BLOCK: Final = re.compile(
 _HOST: Final = re.compile(r"(?:\*\.)?(?!-)[a-z0-9_-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 # No certificate chain comes near this; it bounds what a wrong path can cost.
 _MAX_BYTES: Final = 1024 * 1024
+_WARN_BEFORE: Final = 30 * 86_400.0
 
 
 class LoadedCertificate(NamedTuple):
@@ -35,7 +36,8 @@ class LoadedCertificate(NamedTuple):
 
     name: str  # the file's path relative to the configuration's folder: the metric label and log field
     hosts: tuple[str, ...]  # DNS names, lower case, "*.example.com" for wildcards; may be empty
-    not_after: float  # Unix time
+    not_before: float  # Unix time
+    not_after: float
     pem: bytes  # the chain, leaf first, then the private key
 
 
@@ -91,12 +93,15 @@ def read_certificates(
 
 
 def expiry_warning(certificate: LoadedCertificate, now: float) -> str | None:
-    """A warning for the operator where `certificate` has expired at Unix time `now`: it is served all
-    the same, since refusing it would take down what else the configuration serves."""
-    if certificate.not_after > now:
+    """A warning for the operator where `certificate` has expired at Unix time `now`, or will within 30 days
+    and the last third of its life. It is served all the same, since refusing it would take down what else
+    the configuration serves."""
+    soon = min(_WARN_BEFORE, (certificate.not_after - certificate.not_before) / 3)
+    if certificate.not_after - soon > now:
         return None
     when = datetime.fromtimestamp(certificate.not_after, UTC).isoformat(" ", "seconds")
-    return f"{certificate.name}: the certificate expired at {when}: renew it and reload"
+    verb = "expired" if certificate.not_after <= now else "expires"
+    return f"{certificate.name}: the certificate {verb} at {when}: renew it and reload"
 
 
 def _match(pattern: str, base: Path) -> list[str]:
@@ -123,7 +128,11 @@ def _load(file: str, base: Path) -> LoadedCertificate:
     _check_openssl(whole, file)
     leaf = chain[0]
     return LoadedCertificate(
-        _name(file, base), _hosts(leaf, file), leaf.not_valid_after_utc.timestamp(), whole
+        name=_name(file, base),
+        hosts=_hosts(leaf, file),
+        not_before=leaf.not_valid_before_utc.timestamp(),
+        not_after=leaf.not_valid_after_utc.timestamp(),
+        pem=whole,
     )
 
 

@@ -1,154 +1,148 @@
-"""Turns a configuration into the snapshot that the workers serve.
+"""Turns a configuration into the snapshot that the workers serve, and what control gets beside it.
 
-This is where the files that a configuration names are read: certificates, keys, authorities.
+This is where the files that a configuration names are read: certificates, keys, authorities, servers.
 """
 
 from __future__ import annotations
 
-import itertools
-import ssl
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
 
 import msgspec
 
-from lb.config.certificates import CertificateError, load_certificates
-from lb.config.pool import Pool, PoolTls, Server, Sticky
-from lb.config.positions import Path
-from lb.config.problems import ConfigErrors, Problem, format_value
+from lb.config.certificates import CertificateError, expiry_warning, load_certificates
+from lb.config.controlspec import control_spec, read_token
+from lb.config.found import every_server
+from lb.config.poolspec import PoolCompiler
+from lb.config.problems import ConfigErrors, Problem, Report
 from lb.config.route import Route
+from lb.config.rows import AllRows, assign_rows, row_of
 from lb.config.schema import Config, Listen
-from lb.config.state import InUse, Rows, State, assign
-from lb.config.stickykeys import KeyFileError, create_key, random_key, read_key
-from lb.config.units import format_size
+from lb.config.state import InUse, State, retired
+from lb.control.spec import ControlSpec, Discovery
 from workers.contract import snapshot as spec
-
-_MAX_CA_BYTES: Final = 1024 * 1024
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration that is ready to be served. `certificates` holds chain and key in PEM by listener
-    and certificate name; they travel beside the snapshot, never in it."""
+    """A configuration that is ready to be served. `config` has the warnings that only the files it names
+    give rise to as well. `certificates` holds chain and key in PEM by listener and certificate name; they
+    travel beside the snapshot, never in it. `control.admin` is None where the file doesn't say: see
+    `Config.admin_address`."""
 
     config: Config
     snapshot: spec.Snapshot
+    control: ControlSpec
     certificates: Mapping[tuple[str, str], bytes]
 
 
-def compile(config: Config, state: State, generation: int, in_use: InUse) -> tuple[Compiled, State]:
+def compile(
+    config: Config, state: State, generation: int, in_use: InUse, discovery: Discovery | None = None
+) -> tuple[Compiled, State]:
     """The snapshot of `config` as `generation`, and the next state to keep once it is committed.
 
-    `in_use(kind, row)` says of a freed scoreboard row ("listener", "route" or "server") that its cells
-    aren't back to zero. Key files that don't exist are made. Raises `ConfigErrors`.
+    `in_use(kind, row)` says of a freed scoreboard row ("listener", "route", "pool" or "server") that its
+    cells aren't back to zero. `discovery` holds the servers and addresses that were found so far; a file
+    with servers is read here only as long as nothing was found in it. Key files that don't exist are made.
+    Raises `ConfigErrors`.
     """
-    return _Compiler(config, state, in_use, make_keys=True).run(generation)
+    return _Compiler(config, state, in_use, discovery or Discovery(), make_keys=True).run(generation)
 
 
-def verify(config: Config) -> None:
-    """Reads everything that `compile` would, and makes nothing. Raises `ConfigErrors`."""
-    _Compiler(config, State(), lambda _kind, _row: False, make_keys=False).run(0)
+def verify(config: Config) -> tuple[Problem, ...]:
+    """Reads everything that `compile` would, and makes nothing; returns the warnings, those of `config`
+    among them. Raises `ConfigErrors`."""
+    compiled, _ = _Compiler(config, State(), _never, Discovery(), make_keys=False).run(0)
+    return compiled.config.warnings
 
 
 def file_problems(config: Config) -> list[Problem]:
     """What is wrong with the files that `config` names, which may itself be incomplete."""
-    return _Compiler(config, State(), lambda _kind, _row: False, make_keys=False).read_files()
+    return _Compiler(config, State(), _never, Discovery(), make_keys=False).read_files()
+
+
+def _never(_kind: str, _row: int) -> bool:
+    return False
 
 
 class _Compiler:
-    def __init__(self, config: Config, state: State, in_use: InUse, *, make_keys: bool) -> None:
+    def __init__(
+        self, config: Config, state: State, in_use: InUse, discovery: Discovery, *, make_keys: bool
+    ) -> None:
         self._config = config
         self._state = state
         self._in_use = in_use
-        self._make_keys = make_keys
-        self._problems: list[Problem] = []
+        self._discovery = discovery
+        self._errors = Report(config.source)
+        self._warnings = Report(config.source)
         self._certificates: dict[tuple[str, str], bytes] = {}
-        self._sticky_keys: dict[str, bytes] = {}
-        self._listener_rows: dict[str, int] = {}
-        self._route_rows: dict[str, int] = {}
-        self._server_rows: dict[tuple[str, str], int] = {}
+        self._rows = AllRows()
+        self._pools = PoolCompiler(config, state, discovery, self._errors, make_keys=make_keys)
 
     def run(self, generation: int) -> tuple[Compiled, State]:
         config = self._config
-        listeners, routes, servers = self._assign_rows()
-        snapshot = spec.Snapshot(
-            generation=generation,
-            listeners=tuple(map(self._listener, config.listen)),
-            routes=tuple(map(self._route, config.route)),
-            pools=tuple(map(self._pool, config.pool)),
-            drain=spec.DrainSpec(hard_stop=config.drain.hard_stop),
-            access_log=self._access_log(),
-        )
-        if self._problems:
-            raise ConfigErrors(self._problems)
+        servers = every_server(config, self._state, self._discovery, self._errors, self._warnings)
+        self._rows = assign_rows(config, servers, self._state, self._in_use, generation, self._errors)
+        snapshot = self._snapshot(generation, tuple(self._pools.run(servers, self._rows)))
+        control = control_spec(config, snapshot, self._errors, self._warnings)
+        if self._errors.problems:
+            raise ConfigErrors(self._errors.problems)
         compiled = Compiled(
-            config=config, snapshot=snapshot, certificates=MappingProxyType(self._certificates)
+            config=msgspec.structs.replace(config, warnings=(*config.warnings, *self._warnings.problems)),
+            snapshot=snapshot,
+            control=control,
+            certificates=MappingProxyType(self._certificates),
         )
-        state = State(
-            capacity=self._state.capacity,
-            listeners=listeners,
-            routes=routes,
-            servers=servers,
-            sticky_keys=MappingProxyType(self._sticky_keys),
-        )
-        return compiled, state
+        return compiled, self._next_state()
 
     def read_files(self) -> list[Problem]:
         for listener in self._config.listen:
             self._listen_tls(listener)
-        for pool in self._config.pool:
-            if pool.sticky is not None:
-                self._sticky(pool, pool.sticky)
-            if pool.tls is not None:
-                self._pool_tls(pool, pool.tls)
-        return self._problems
+        self._pools.read_files()
+        every_server(self._config, self._state, self._discovery, self._errors, self._warnings)
+        read_token(self._config, self._errors, self._warnings)
+        return self._errors.problems
 
-    def _add(self, at: Path, message: str, *, value: str = "", hint: str = "") -> None:
-        self._problems.append(self._config.source.problem(at, message, value=value, hint=hint))
+    def _snapshot(self, generation: int, pools: tuple[spec.PoolSpec, ...]) -> spec.Snapshot:
+        state, rows = self._state, self._rows
+        routes = retired(state.routes, rows.routes, lambda row: self._in_use("route", row))
+        servers = retired(state.servers, rows.servers, lambda row: self._in_use("server", row))
+        return spec.Snapshot(
+            generation=generation,
+            listeners=tuple(map(self._listener, self._config.listen)),
+            routes=tuple(map(self._route, self._config.route)),
+            pools=pools,
+            drain=spec.DrainSpec(hard_stop=self._config.drain.hard_stop),
+            access_log=self._access_log(),
+            retired_routes=tuple(
+                spec.RetiredRow(slot=row.slot, owner=row.owner, name=name) for name, row in routes.items()
+            ),
+            retired_servers=tuple(
+                spec.RetiredRow(slot=row.slot, owner=row.owner, name=name, pool=pool)
+                for (pool, name), row in servers.items()
+            ),
+        )
 
-    # --- scoreboard rows ---------------------------------------------------------------------------
-
-    def _assign_rows(self) -> tuple[Rows, Rows, Rows]:
-        config, state, in_use = self._config, self._state, self._in_use
-        self._listener_rows, listeners, homeless = assign(
-            state.listeners,
-            [listener.name for listener in config.listen],
-            state.capacity.listeners,
-            lambda row: in_use("listener", row),
+    def _next_state(self) -> State:
+        rows = self._rows
+        files = {pool.name: pool.discover.file for pool in self._config.pool if pool.discover is not None}
+        return State(
+            capacity=self._state.capacity,
+            listeners=rows.listeners,
+            routes=rows.routes,
+            pools=rows.pools,
+            servers=rows.servers,
+            sticky_keys=MappingProxyType(self._pools.sticky_keys),
+            servers_files=MappingProxyType(files),
         )
-        self._refuse("listeners", state.capacity.listeners, [("listen", name) for name in homeless])
-        self._route_rows, routes, homeless = assign(
-            state.routes,
-            [route.name for route in config.route],
-            state.capacity.routes,
-            lambda row: in_use("route", row),
-        )
-        places = {route.name: index for index, route in enumerate(config.route)}
-        self._refuse("routes", state.capacity.routes, [("route", places[name]) for name in homeless])
-        self._server_rows, servers, without = assign(
-            state.servers,
-            [(pool.name, server.label) for pool in config.pool for server in pool.every_server],
-            state.capacity.servers,
-            lambda row: in_use("server", row),
-        )
-        self._refuse(
-            "servers",
-            state.capacity.servers,
-            [("pool", pool, "servers") for pool, _ in without],
-            [name for _, name in without],
-        )
-        return listeners, routes, servers
-
-    def _refuse(self, what: str, capacity: int, places: Sequence[Path], names: Sequence[str] = ()) -> None:
-        for place, name in itertools.zip_longest(places, names):
-            message = f"is beyond the capacity of {capacity} {what} (those just removed still count)"
-            self._add(place, message, value=format_value(name) if name else "")
 
     # --- listeners ---------------------------------------------------------------------------------
 
     def _listener(self, listener: Listen) -> spec.ListenerSpec:
+        row = row_of(self._rows.listeners, listener.name)
         return spec.ListenerSpec(
-            slot=self._listener_rows.get(listener.name, 0),
+            slot=row.slot,
+            owner=row.owner,
             name=listener.name,
             bind=listener.bind,
             trusted_proxies=listener.trusted_proxies,
@@ -166,9 +160,12 @@ class _Compiler:
         try:
             loaded = load_certificates(listener.tls.certs, self._config.source.base)
         except CertificateError as error:
-            self._add(("listen", listener.name, "tls", "certs"), f"{error.file}: {error.message}")
+            self._errors.add(("listen", listener.name, "tls", "certs"), f"{error.file}: {error.message}")
             return None
         for certificate in loaded:
+            warning = expiry_warning(certificate, time.time())
+            if warning is not None:
+                self._warnings.add(("listen", listener.name, "tls", "certs"), warning)
             self._certificates[listener.name, certificate.name] = certificate.pem
         specs = [
             spec.CertificateSpec(name=one.name, hosts=tuple(one.hosts), not_after=one.not_after)
@@ -180,8 +177,10 @@ class _Compiler:
 
     def _route(self, route: Route) -> spec.RouteSpec:
         websocket = route.websocket
+        row = row_of(self._rows.routes, route.name)
         return spec.RouteSpec(
-            slot=self._route_rows.get(route.name, 0),
+            slot=row.slot,
+            owner=row.owner,
             name=route.name,
             host=route.host,
             path=route.path,
@@ -193,91 +192,6 @@ class _Compiler:
             ),
             retry=spec.RetrySpec(**msgspec.structs.asdict(route.retry)),
         )
-
-    # --- pools -------------------------------------------------------------------------------------
-
-    def _pool(self, pool: Pool) -> spec.PoolSpec:
-        kind, _, name = pool.hash_on.partition(":")
-        return spec.PoolSpec(
-            name=pool.name,
-            servers=tuple(self._server(pool, server) for server in pool.every_server),
-            balance=pool.balance,
-            hash_on=msgspec.convert({"kind": kind, "name": name}, spec.HashSpec),
-            sticky=None if pool.sticky is None else self._sticky(pool, pool.sticky),
-            queue=spec.QueueSpec(**msgspec.structs.asdict(pool.queue)),
-            timeouts=spec.UpstreamTimeouts(**msgspec.structs.asdict(pool.timeouts)),
-            keep_alive=spec.KeepAliveSpec(**msgspec.structs.asdict(pool.keep_alive)),
-            tls=None if pool.tls is None else self._pool_tls(pool, pool.tls),
-        )
-
-    def _server(self, pool: Pool, server: Server) -> spec.ServerSpec:
-        host: str | None = None
-        port, path = 0, None
-        if server.address.startswith("unix:"):
-            path = server.address.removeprefix("unix:")
-        else:
-            host, _, digits = server.address.rpartition(":")
-            host, port = host.strip("[]"), int(digits)
-        return spec.ServerSpec(
-            slot=self._server_rows.get((pool.name, server.label), 0),
-            name=server.label,
-            host=host,
-            port=port,
-            path=path,
-            weight=server.weight,
-            backup=server.backup,
-            max_connections=server.max_connections,
-        )
-
-    def _sticky(self, pool: Pool, sticky: Sticky) -> spec.StickySpec:
-        if sticky.cookie is not None:
-            return spec.StickySpec(kind="cookie", name=sticky.cookie, key=self._sticky_key(pool, sticky))
-        if sticky.header is not None:
-            return spec.StickySpec(kind="header", name=sticky.header)
-        if sticky.query is not None:
-            return spec.StickySpec(kind="query", name=sticky.query)
-        return spec.StickySpec(kind="ip")
-
-    def _sticky_key(self, pool: Pool, sticky: Sticky) -> bytes:
-        if sticky.key_file is None:
-            key = self._state.sticky_keys.get(pool.name) or random_key()
-            self._sticky_keys[pool.name] = key
-            return key
-        path = self._config.resolve(sticky.key_file)
-        try:
-            key_in_file = read_key(path)
-            if key_in_file is None and self._make_keys:
-                key_in_file = create_key(path)
-        except KeyFileError as error:
-            self._add(("pool", pool.name, "sticky", "key_file"), f"{path}: {error}")
-            return b""
-        return key_in_file or b""
-
-    def _pool_tls(self, pool: Pool, tls: PoolTls) -> spec.UpstreamTls:
-        authorities = "" if tls.ca is None else self._authorities(pool, tls.ca)
-        return spec.UpstreamTls(verify=tls.verify, sni=tls.sni or "", ca=authorities)
-
-    def _authorities(self, pool: Pool, ca: str) -> str:
-        path = self._config.resolve(ca)
-        at = ("pool", pool.name, "tls", "ca")
-        try:
-            with path.open("rb") as file:
-                content = file.read(_MAX_CA_BYTES + 1)
-            if len(content) > _MAX_CA_BYTES:
-                raise ValueError(f"is larger than {format_size(_MAX_CA_BYTES)}")
-            text = content.decode("ascii")
-            ssl.create_default_context(cadata=text)
-        except ssl.SSLError as error:
-            self._add(at, f"{path}: holds no PEM certificates: {error.reason or error}")
-        except OSError as error:
-            self._add(at, f"{path}: can't be read: {error.strerror}")
-        except UnicodeDecodeError:
-            self._add(at, f"{path}: is not PEM", hint="convert DER with openssl x509 -inform der")
-        except ValueError as error:
-            self._add(at, f"{path}: {error}")
-        else:
-            return text
-        return ""
 
     def _access_log(self) -> spec.AccessLogSpec:
         log = self._config.access_log

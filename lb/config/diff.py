@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -12,9 +12,16 @@ from lb.config.positions import Path
 from lb.config.problems import Problem, format_path
 from lb.config.route import Route
 from lb.config.schema import Config
-from lb.config.tables import ArrayOfTables, Entry, NamedTables, Table, TableOf, entries
+from lb.config.tables import ArrayOfTables, Entry, NamedTables, Table, TableOf, entries, inline
 
 Kind = Literal["added", "removed", "changed"]
+
+
+_REFUSALS: Final[Mapping[Kind, str]] = {
+    "changed": "can't change from {0.old} in a reload",
+    "added": "can't be added in a reload",
+    "removed": "can't be removed in a reload",
+}
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +56,7 @@ def refuse_live(old: Config, new: Config) -> list[Problem]:
             line=new.source.positions.line(tuple(change.path.split("."))),
             path=change.path,
             value=change.new,
-            message=f"can't change from {change.old} in a reload",
+            message=_REFUSALS[change.kind].format(change),
             hint="restart to change it",
         )
         for change in diff(old, new)
@@ -61,7 +68,7 @@ def _tables(at: Path, old: Table, new: Table) -> Iterator[Change]:
     for name, entry in entries(type(new)).items():
         if isinstance(new, Pool) and name in ("servers", "server"):
             continue
-        before, after = getattr(old, name), getattr(new, name)
+        before, after = getattr(old, entry.field), getattr(new, entry.field)
         if before != after:
             yield from _key((*at, name), entry, before, after)
     if isinstance(old, Pool) and isinstance(new, Pool):
@@ -77,7 +84,8 @@ def _key(at: Path, entry: Entry, old: Any, new: Any) -> Iterator[Change]:
     elif isinstance(kind, TableOf) and old is not None and new is not None:
         yield from _tables(at, old, new)
     elif isinstance(kind, TableOf):
-        yield _added(at, new) if old is None else _removed(at, old)
+        live = all(inner.key.live for inner in entries(kind.table).values())
+        yield _added(at, new, live=live) if old is None else _removed(at, old, live=live)
     elif isinstance(old, tuple):
         yield from _elements(at, entry, old, new)
     else:
@@ -88,12 +96,12 @@ def _changed(at: Path, old: str, new: str, *, live: bool = True) -> Change:
     return Change(path=format_path(at), kind="changed", old=old, new=new, live=live)
 
 
-def _added(at: Path, table: Table) -> Change:
-    return Change(path=format_path(at), kind="added", new=_inline(table))
+def _added(at: Path, table: Table, *, live: bool = True) -> Change:
+    return Change(path=format_path(at), kind="added", new=inline(table), live=live)
 
 
-def _removed(at: Path, table: Table) -> Change:
-    return Change(path=format_path(at), kind="removed", old=_inline(table))
+def _removed(at: Path, table: Table, *, live: bool = True) -> Change:
+    return Change(path=format_path(at), kind="removed", old=inline(table), live=live)
 
 
 def _show(entry: Entry, value: Any) -> str:
@@ -112,24 +120,6 @@ def _elements(at: Path, entry: Entry, old: tuple[Any, ...], new: tuple[Any, ...]
         yield Change(path=path, kind="added", new=show((one,))[1:-1].strip(), live=entry.key.live)
     if not removed and not added:
         yield _changed(at, show(old), show(new), live=entry.key.live)
-
-
-def _inline(table: Table) -> str:
-    """A table as one line of TOML, without what is at its default."""
-    shown = [
-        f"{name} = {_inline_value(entry, getattr(table, name))}"
-        for name, entry in entries(type(table)).items()
-        if getattr(table, name) != entry.default
-    ]
-    return f"{{ {', '.join(shown)} }}" if shown else "{}"
-
-
-def _inline_value(entry: Entry, value: Any) -> str:
-    if isinstance(entry.key.kind, TableOf):
-        return _inline(value)
-    if isinstance(entry.key.kind, ArrayOfTables):
-        return f"[{', '.join(map(_inline, value))}]"
-    return entry.key.kind.show(value)
 
 
 def _by_name(tables: Sequence[Any]) -> dict[str, Any]:
@@ -159,9 +149,9 @@ def _routes(at: Path, old: Sequence[Route], new: Sequence[Route]) -> Iterator[Ch
 
 
 def _servers(at: Path, old: Pool, new: Pool) -> Iterator[Change]:
-    """Servers by name, whichever way the file writes them."""
-    before: dict[str, Server] = {server.label: server for server in old.every_server}
-    after: dict[str, Server] = {server.label: server for server in new.every_server}
+    """Servers (and names of SRV records) by name, whichever way the file writes them."""
+    before: dict[str, Server] = {server.label: server for server in old.servers + old.server}
+    after: dict[str, Server] = {server.label: server for server in new.servers + new.server}
     path = format_path(at)
     for name, server in before.items():
         if name not in after:
@@ -179,4 +169,4 @@ def _servers(at: Path, old: Pool, new: Pool) -> Iterator[Change]:
 
 def _describe(server: Server) -> str:
     """A server as the file would write it: its address where that is all."""
-    return server.address if server == Server(address=server.address) else _inline(server)
+    return server.address if server == Server(address=server.address) else inline(server)

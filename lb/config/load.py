@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgspec
 
 from lb.config.compile import file_problems, verify
-from lb.config.positions import Positions
 from lb.config.problems import ConfigErrors, Problem, Report, Source
 from lb.config.rules import apply_rules
 from lb.config.schema import Config
@@ -43,15 +42,14 @@ def check(path: pathlib.Path) -> Config:
     config, problems = _decode(_read(path), path)
     if problems:
         raise ConfigErrors([*problems, *file_problems(config)])
-    verify(config)
-    return config
+    return msgspec.structs.replace(config, warnings=verify(config))
 
 
 def _decode(text: str, path: pathlib.Path) -> tuple[Config, list[Problem]]:
     """What can be made of `text`, and what is wrong with it. Raises `ConfigErrors` where it is no TOML."""
     data = _toml(text, str(path))
     try:
-        source = Source(str(path), path.parent.absolute(), Positions(text))
+        source = Source(str(path), path.parent.absolute(), text)
         errors, warnings = Report(source), Report(source)
         config = decode_table(Config, data, (), errors, source=source)
     except RecursionError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from lb.config import text
+from lb.config.checks import Discover, Eject, Health
 from lb.config.kinds import Boolean, Choice, Duration, Integer, Kind, ListOf, Planned, Text
-from lb.config.tables import ArrayOfTables, Conflict, Key, Table, TableOf
+from lb.config.problems import format_value
+from lb.config.tables import ArrayOfTables, Conflict, Key, Override, Table, TableOf
 from lb.config.text import Wrong
 
+_SRV: Final = "srv://"
 _ADDRESS = Text(text.server_address, '"host:port", "[v6]:port" or "unix:/path"')
 
 
@@ -36,6 +39,13 @@ class Server(Table, frozen=True, kw_only=True):
             "Exchanges and tunnels at the same time, over all workers; more wait in the queue.",
         ),
     ] = None
+    health: Annotated[
+        Health | Literal["off"] | None,
+        Key(
+            Override(Health, 'table of keys of the pool\'s health, or "off"'),
+            'What is different for this server\'s health checks; "off": it is never checked.',
+        ),
+    ] = None
 
     @property
     def label(self) -> str:
@@ -44,17 +54,19 @@ class Server(Table, frozen=True, kw_only=True):
 
 
 class _ServerAddress(Kind):
-    """An address that stands for a whole server."""
+    """An address that stands for a whole server, or a name whose SRV records stand for any number."""
 
-    type_name = _ADDRESS.type_name
+    type_name = f'{_ADDRESS.type_name}, or "srv://name"'
 
     def convert(self, value: object) -> Server:
+        if isinstance(value, str) and value.startswith(_SRV):
+            return Server(address=_SRV + text.srv_name(value))
         if isinstance(value, dict):
             raise Wrong(f"expected a string: {self.type_name}", "tables are written [[pool.NAME.server]]")
         return Server(address=_ADDRESS.convert(value))
 
     def show(self, value: Any) -> str:
-        return _ADDRESS.show(value.address)
+        return format_value(value.address)
 
 
 class Sticky(Table, frozen=True, kw_only=True):
@@ -157,7 +169,11 @@ class Pool(Table, frozen=True, kw_only=True):
     name: str
     servers: Annotated[
         tuple[Server, ...],
-        Key(ListOf(_ServerAddress()), "Addresses of the servers. For more about each, see `server`."),
+        Key(
+            ListOf(_ServerAddress()),
+            'Addresses of the servers. For more about each, see `server`. "srv://_ws._tcp.example.com" '
+            "stands for the servers of that name's SRV records. Names are resolved again as DNS says.",
+        ),
     ] = ()
     server: Annotated[
         tuple[Server, ...],
@@ -182,11 +198,15 @@ class Pool(Table, frozen=True, kw_only=True):
         ),
     ] = "ip"
     sticky: Annotated[Sticky | None, Key(TableOf(Sticky), "Keeps a client at its server.")] = None
-    health: Annotated[None, Key(Planned(), "Active health checks.")] = None
-    eject: Annotated[None, Key(Planned(), "Takes servers out that fail repeatedly.")] = None
-    slow_start: Annotated[None, Key(Planned("off"), "Time in which a returning server gets its share.")] = (
-        None
-    )
+    health: Annotated[Health | None, Key(TableOf(Health, off=True), "Active health checks.")] = None
+    eject: Annotated[Eject | None, Key(TableOf(Eject, off=True), "Takes servers out that fail.")] = None
+    slow_start: Annotated[
+        float | None,
+        Key(
+            Duration("100ms", "24h", off=True),
+            "Time in which the share of a server grows to its whole after it came back or was added.",
+        ),
+    ] = None
     queue: Annotated[Queue, Key(TableOf(Queue), "Waiting for a server that is full.")] = Queue()
     admission: Annotated[None, Key(Planned("off"), "Limits WebSocket handshakes a second.")] = None
     timeouts: Annotated[PoolTimeouts, Key(TableOf(PoolTimeouts), "What the servers get time for.")] = (
@@ -194,20 +214,33 @@ class Pool(Table, frozen=True, kw_only=True):
     )
     keep_alive: Annotated[KeepAlive, Key(TableOf(KeepAlive), "Idle connections that are kept.")] = KeepAlive()
     tls: Annotated[PoolTls | None, Key(TableOf(PoolTls), "TLS to the servers.")] = None
-    discover: Annotated[None, Key(Planned(), "Servers from a file or DNS.")] = None
+    discover: Annotated[
+        Discover | None, Key(TableOf(Discover), "Servers from a file, beside those that are named here.")
+    ] = None
     on_removed: Annotated[
         None, Key(Planned("keep"), "Tunnels on a server that a reload removes: they live on.")
     ] = None
 
     @property
     def every_server(self) -> tuple[Server, ...]:
-        """The servers, however they were written."""
-        return self.servers + self.server
+        """The servers, however they were written. Those that are found are not among them."""
+        return tuple(server for server in self.servers if not server.address.startswith(_SRV)) + self.server
+
+    @property
+    def srv(self) -> tuple[str, ...]:
+        """The names whose SRV records are looked up."""
+        listed = (server.address for server in self.servers)
+        return tuple(address.removeprefix(_SRV) for address in listed if address.startswith(_SRV))
+
+    @property
+    def discovers(self) -> bool:
+        """Whether servers are found, and may come and go without a reload."""
+        return bool(self.srv or self.discover)
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.servers and self.server:
             yield Conflict(("servers", "server"), "servers and [[server]] tables exclude each other")
-        if not self.every_server:
+        if not self.every_server and not self.discovers:
             hint = f'add servers = ["127.0.0.1:9000"] to [pool.{self.name}]'
             yield Conflict(("servers", "server", "discover"), "a pool needs a server", hint)
         yield from self._doubles()

@@ -56,14 +56,15 @@ class ConfigErrors(Exception):
 
 class Source:
     """The file that a configuration came from: its name, the folder that its relative paths start in,
-    and the lines of its keys."""
+    its text, and the lines of its keys."""
 
-    __slots__ = ("base", "file", "positions")
+    __slots__ = ("base", "file", "positions", "text")
 
-    def __init__(self, file: str, base: pathlib.Path, positions: Positions) -> None:
+    def __init__(self, file: str, base: pathlib.Path, text: str) -> None:
         self.file = file
         self.base = base
-        self.positions = positions
+        self.text = text
+        self.positions = Positions(text)
 
     def problem(self, at: Path, message: str, *, value: str = "", hint: str = "") -> Problem:
         """A problem at `at`."""

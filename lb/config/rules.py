@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from lb.config.checks import checks_of
+from lb.config.pool import Pool
+from lb.config.positions import Path
 from lb.config.problems import Report, did_you_mean
 from lb.config.route import Route
 from lb.config.schema import Config, Listen
@@ -25,7 +29,9 @@ def apply_rules(config: Config, data: Mapping[str, Any], errors: Report, warning
     for key, hint in _NEEDED.items():
         if not getattr(config, key) and not errors.broken((key,)):
             errors.add((key,), f"a configuration needs a {key}", hint=hint)
-    _check_binds(config.listen, errors)
+    _check_binds(config, errors)
+    for pool in config.pool:
+        _check_health(pool, errors)
     names = _check_pools(config, data, errors, warnings)
     routes = _named(config.route, errors)
     if not errors.broken(("route",)):
@@ -36,24 +42,50 @@ def apply_rules(config: Config, data: Mapping[str, Any], errors: Report, warning
         if pool.name not in names:
             warnings.add(("pool", pool.name), "no route uses this pool")
     _warn_shared_cookies(config, warnings)
+    _warn_open_admin(config, warnings)
     return msgspec.structs.replace(config, route=routes)
 
 
-def _check_binds(listeners: Sequence[Listen], errors: Report) -> None:
+def _check_binds(config: Config, errors: Report) -> None:
     """Two listeners can't share an address; with SO_REUSEPORT the kernel would let them, and share out
     the connections at random."""
     users: dict[str, str] = {}
-    for listener in listeners:
-        at = ("listen", listener.name, "bind")
+    for at, user, address in _bound(config):
         if errors.broken(at):
             continue
+        for other in _overlapping(address):
+            if other in users:
+                errors.add(at, f"{other} is bound by {users[other]} already", value=address)
+                break
+        users.setdefault(address, user)
+
+
+def _bound(config: Config) -> Iterator[tuple[Path, str, str]]:
+    """Every address that is bound: where the file says so, for what, and the address."""
+    for listener in config.listen:
         for index, address in enumerate(listener.bind):
-            for other in _overlapping(address):
-                if other in users:
-                    message = f"{other} is bound by listen.{users[other]} already"
-                    errors.add((*at, index), message, value=address)
-                    break
-            users.setdefault(address, listener.name)
+            yield ("listen", listener.name, "bind", index), f"listen.{listener.name}", address
+    if config.metrics is not None:
+        yield ("metrics", "listen"), "metrics", config.metrics.listen
+    if config.admin.listen not in (None, "off"):
+        yield ("admin", "listen"), "admin", str(config.admin.listen)
+
+
+def _check_health(pool: Pool, errors: Report) -> None:
+    """What a server's own health says is judged together with the pool's."""
+    if errors.broken(("pool", pool.name, "health")):
+        return
+    for index, server in enumerate(pool.server):
+        at = ("pool", pool.name, "server", index, "health")
+        checks = checks_of(pool.health, server.health)
+        if checks is None or errors.broken(at):
+            continue
+        own = server.health is not None
+        for conflict in checks.mismatches() if own else ():
+            errors.add((*at, conflict.keys[0]), conflict.message, hint=conflict.hint)
+        if checks.port is not None and server.address.startswith("unix:"):
+            place = (*at, "port") if own else ("pool", pool.name, "health", "port")
+            errors.add(place, f"{server.address} has no ports", hint='give that server health = "off"')
 
 
 def _overlapping(address: str) -> Iterator[str]:
@@ -141,6 +173,16 @@ def _warn_redirects(listeners: Sequence[Listen], warnings: Report) -> None:
         if listener.redirect_https:
             at = ("listen", listener.name, "redirect_https")
             warnings.add(at, "no listener has tls: clients are sent to port 443 of this host")
+
+
+def _warn_open_admin(config: Config, warnings: Report) -> None:
+    listen = config.admin.listen
+    if listen is None or listen == "off" or listen.startswith("unix:"):
+        return
+    if not ipaddress.ip_address(listen.rpartition(":")[0].strip("[]")).is_loopback:
+        message = "other machines reach it, and the token travels unencrypted"
+        hint = "listen on 127.0.0.1 or a Unix socket, behind something that speaks TLS"
+        warnings.add(("admin", "listen"), message, value=listen, hint=hint)
 
 
 def _warn_shared_cookies(config: Config, warnings: Report) -> None:

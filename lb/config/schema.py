@@ -142,6 +142,62 @@ class AccessLog(Table, frozen=True, kw_only=True):
     sample: Annotated[float, Key(Fraction(), "Share of the exchanges that is written, evenly spread.")] = 1.0
 
 
+class Metrics(Table, frozen=True, kw_only=True):
+    """Metrics for Prometheus: /metrics, /healthz and /readyz, and nothing else. Without this table there
+    are none."""
+
+    listen: Annotated[
+        str,
+        Key(
+            Text(text.bind_address, '":port", "address:port", "[v6]:port" or "unix:/path"'),
+            "Where they are served.",
+            live=False,
+        ),
+    ] = "127.0.0.1:9180"
+
+
+class Admin(Table, frozen=True, kw_only=True):
+    """Admin API and dashboard. On a Unix socket, who may use them is decided by its permissions."""
+
+    listen: Annotated[
+        str | None,
+        Key(
+            Text(text.admin_address, '"unix:/path", ":port", "address:port", "[v6]:port" or "off"'),
+            "Where they are served. Absent: a Unix socket beside the pid_file (lb.pid has lb.admin.sock), "
+            "else admin.sock in /run/lb for root, and in a private folder for others.",
+            live=False,
+        ),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        Key(
+            _FILE,
+            "File with what callers over TCP must show (Authorization: Bearer), 16 characters or more. Read "
+            "again at reload.",
+        ),
+    ] = None
+
+    def conflicts(self) -> Iterator[Conflict]:
+        tcp = self.listen not in (None, "off") and not str(self.listen).startswith("unix:")
+        if tcp and self.token_file is None:
+            hint = 'add token_file = "admin.token", made by openssl rand -hex 32'
+            yield Conflict(("listen", "token_file"), "a TCP address needs a token_file", hint)
+        if not tcp and self.token_file is not None:
+            yield Conflict(("token_file", "listen"), "is for TCP addresses only", "remove it")
+
+
+class Dns(Table, frozen=True, kw_only=True):
+    """How names of servers are resolved."""
+
+    nameservers: Annotated[
+        tuple[str, ...],
+        Key(
+            ListOf(Text(text.nameserver, "IP address, or address:port")),
+            "DNS servers to ask; absent: those of the system.",
+        ),
+    ] = ()
+
+
 class Config(Table, frozen=True, kw_only=True):
     """A whole configuration file that has been validated. Relative paths in it are kept as written, see
     `resolve`. `warnings` don't keep it from being used."""
@@ -154,9 +210,15 @@ class Config(Table, frozen=True, kw_only=True):
     pool: Annotated[tuple[Pool, ...], Key(NamedTables(Pool, _NAME), "The servers.")] = ()
     drain: Annotated[Drain, Key(TableOf(Drain), "The polite end of tunnels.")] = Drain()
     access_log: Annotated[AccessLog, Key(TableOf(AccessLog), "The access log.")] = AccessLog()
-    metrics: Annotated[None, Key(Planned(), "Metrics for Prometheus.")] = None
-    admin: Annotated[None, Key(Planned(), "Admin API and dashboard.")] = None
+    metrics: Annotated[Metrics | None, Key(TableOf(Metrics), "Metrics for Prometheus.")] = None
+    admin: Annotated[Admin, Key(TableOf(Admin), "Admin API and dashboard.")] = Admin()
+    dns: Annotated[Dns, Key(TableOf(Dns), "How names of servers are resolved.")] = Dns()
 
     def resolve(self, path: str) -> pathlib.Path:
         """A file named in the configuration; relative ones start in its folder."""
         return self.source.base / path
+
+    def admin_address(self, default: str) -> str | None:
+        """Where the admin API listens: `default` ("unix:/path") where the file doesn't say, `None` where it
+        is off."""
+        return None if self.admin.listen == "off" else self.admin.listen or default

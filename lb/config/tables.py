@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -46,14 +46,23 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         yield from ()
 
 
+class Partial(Table, frozen=True, kw_only=True):
+    """Base of tables of which another one may override some keys: `given` are those in the file, in a table
+    that overrides; empty in the one that is overridden."""
+
+    given: tuple[str, ...] = ()
+
+
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
 class Entry(NamedTuple):
-    """One key of a table. `default` is `msgspec.NODEFAULT` where the key is required."""
+    """One key of a table. `default` is `msgspec.NODEFAULT` where the key is required. `field` is the
+    attribute, which has a "_" at its end where the key is a word of Python."""
 
     key: Key
     default: object
+    field: str
 
     @property
     def required(self) -> bool:
@@ -69,7 +78,7 @@ def entries(table: type[Table]) -> Mapping[str, Entry]:
     for field in msgspec.structs.fields(table):
         for extra in getattr(hints[field.name], "__metadata__", ()):
             if isinstance(extra, Key):
-                found[field.name] = Entry(extra, _default(field))
+                found[field.name.rstrip("_")] = Entry(extra, _default(field), field.name)
     return found
 
 
@@ -96,9 +105,9 @@ def decode_table(
         elif entry.required:
             report.add((*at, name), f"is missing: {entry.key.doc}")
         if decoded is not INVALID:
-            fields[name] = decoded
+            fields[entry.field] = decoded
         elif entry.required:
-            fields[name] = entry.key.kind.empty
+            fields[entry.field] = entry.key.kind.empty
     decoded_table = table(**fields)
     _check(decoded_table, at, report)
     return decoded_table
@@ -124,15 +133,53 @@ def _check(table: Table, at: Path, report: Report) -> None:
 
 
 class TableOf(Kind):
-    """A table, written `[name]`, inline or with dotted keys."""
+    """A table, written `[name]`, inline or with dotted keys. `off` allows "off", which is None."""
 
-    type_name = "table"
-
-    def __init__(self, table: type[Table]) -> None:
+    def __init__(self, table: type[Table], *, off: bool = False) -> None:
         self.table = table
+        self._off = off
+        self.type_name = 'table, or "off"' if off else "table"
 
     def decode(self, value: object, at: Path, report: Report) -> Any:
+        if self._off and value == "off":
+            return None
         return _table_or_invalid(self.table, value, at, report)
+
+
+class Override(Kind):
+    """Keys of `table` that differ from those of another one, or "off"."""
+
+    def __init__(self, table: type[Partial], type_name: str) -> None:
+        self._table = table
+        self.type_name = type_name
+
+    def decode(self, value: object, at: Path, report: Report) -> Any:
+        if value == "off":
+            return value
+        given = tuple(sorted(value)) if isinstance(value, dict) else ()
+        known = tuple(key for key in given if key in entries(self._table))
+        return _table_or_invalid(self._table, value, at, report, given=known)
+
+    def show(self, value: Any) -> str:
+        return inline(value, value.given) if isinstance(value, Partial) else super().show(value)
+
+
+def inline(table: Table, names: Iterable[str] | None = None) -> str:
+    """`table` as one line of TOML: the keys `names`, else those that are not at their default."""
+    known = entries(type(table))
+    if names is None:
+        names = [name for name, entry in known.items() if getattr(table, entry.field) != entry.default]
+    shown = [f"{name} = {_inline_value(known[name], table)}" for name in names]
+    return f"{{ {', '.join(shown)} }}" if shown else "{}"
+
+
+def _inline_value(entry: Entry, table: Table) -> str:
+    kind, value = entry.key.kind, getattr(table, entry.field)
+    if isinstance(kind, TableOf):
+        return inline(value)
+    if isinstance(kind, ArrayOfTables):
+        return f"[{', '.join(map(inline, value))}]"
+    return kind.show(value)
 
 
 class ArrayOfTables(Kind):

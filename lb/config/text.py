@@ -17,6 +17,9 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 9110, 5.5 without obs-text: other bytes mean different things to different servers.
 _FIELD_VALUE: Final = re.compile(r"[\t -~]*\Z")
 _VISIBLE: Final = re.compile(r"[!-~]+\Z")
+_STATUSES: Final = re.compile(r"\s*([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?\s*\Z", re.ASCII)
+# Far more than tells one answer from another.
+_BODY_BYTES: Final = 1024
 # sun_path is 108 bytes with its final NUL.
 _UNIX_PATH_BYTES: Final = 107
 # These are the proxy's own: they frame the message or belong to one hop (RFC 9110, 7.6.1).
@@ -135,6 +138,48 @@ def route_path(text: str) -> str:
     return text
 
 
+def check_path(text: str) -> str:
+    """What a health check asks for: path and query."""
+    if not text.startswith("/"):
+        raise Wrong('a path starts with "/"', f'write "/{text}"' if _VISIBLE.match(text) else "")
+    if not _VISIBLE.match(text) or "#" in text:
+        raise Wrong("a path is visible ASCII without #; other characters are percent-encoded")
+    return text
+
+
+def check_body(text: str) -> str:
+    """What a body must hold."""
+    if not 1 <= len(text.encode()) <= _BODY_BYTES:
+        raise Wrong(f"expected 1 to {_BODY_BYTES} bytes of text")
+    return text
+
+
+def statuses(text: str) -> str:
+    """Status codes and ranges of them: "200-299" or "200,204,300-399"."""
+    return ",".join(f"{low}-{high}" if low != high else f"{low}" for low, high in status_ranges(text))
+
+
+def status_ranges(text: str) -> list[tuple[int, int]]:
+    """The inclusive ranges in `text`. Raises `Wrong`."""
+    ranges: list[tuple[int, int]] = []
+    for part in text.split(","):
+        match = _STATUSES.match(part)
+        if match is None:
+            raise Wrong('expected status codes from 100 to 599, such as "200-299" or "200,204,300-399"')
+        low, high = int(match[1]), int(match[2] or match[1])
+        if low > high:
+            raise Wrong("a range goes from the lower to the higher code", f'write "{high}-{low}"')
+        ranges.append((low, high))
+    return ranges
+
+
+def servers_file(text: str) -> str:
+    """A file with servers, whose ending says its format."""
+    if not file_path(text).lower().endswith((".json", ".yaml", ".yml")):
+        raise Wrong("the name of a file with servers ends in .json, .yaml or .yml")
+    return text
+
+
 def network(text: str) -> str:
     """A network in CIDR form; a bare address is a network of one."""
     try:
@@ -171,7 +216,7 @@ def server_address(text: str) -> str:
     if text.startswith("unix:"):
         return f"unix:{_unix_path(text[5:])}"
     if text.startswith("srv://"):
-        raise Wrong("srv:// addresses are not supported yet")
+        raise Wrong("an srv:// name stands for any number of servers", f'write servers = ["{text}"]')
     scheme, separator, rest = text.partition("://")
     if separator:
         tls = "; TLS to the servers is the pool's tls key" if scheme in ("https", "wss") else ""
@@ -180,6 +225,42 @@ def server_address(text: str) -> str:
     if not host:
         raise Wrong("the host is missing", f'write "127.0.0.1:{port}"')
     return f"{host}:{port}" if host.startswith("[") else f"{_address_host(host)}:{port}"
+
+
+def srv_name(text: str) -> str:
+    """A name that has SRV records (RFC 2782), written "srv://NAME"; the name alone."""
+    rest = text.removeprefix("srv://")
+    if ":" in rest or "/" in rest:
+        raise Wrong(
+            'expected "srv://" and a name, such as "srv://_ws._tcp.example.com"; the records hold ports'
+        )
+    return host_name(rest)
+
+
+def nameserver(text: str) -> str:
+    """A DNS server: an IP address, and its port where that isn't 53."""
+    for port in ("", ":53"):
+        for form in (f"{text}{port}", f"[{text}]{port}"):
+            try:
+                return _ip_port(form)
+            except Wrong:
+                continue
+    raise Wrong('expected the IP address of a DNS server, such as "10.0.0.2" or "10.0.0.2:5353"')
+
+
+def _ip_port(text: str) -> str:
+    host, port = _host_port(text)
+    if not host.startswith("["):
+        try:
+            host = str(ipaddress.IPv4Address(host))
+        except ValueError as error:
+            raise Wrong("expected an IP address") from error
+    return f"{host}:{port}"
+
+
+def admin_address(text: str) -> str:
+    """Where the admin API listens: as a listener does, or "off"."""
+    return text if text == "off" else bind_address(text)
 
 
 def _address_host(host: str) -> str:

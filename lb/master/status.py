@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from lb.master.fleet import Fleet
 from lb.master.report import ListenerReport, WorkerReport
 from lb.master.worker_process import WorkerProcess
-from workers.contract.cells import ListenerCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import ListenerCell, PoolCell, RouteCell, ServerCell, WorkerCell
 from workers.contract.scoreboard import Scoreboard, Slab
 from workers.contract.snapshot import ListenerSpec
 
 _GAUGES = {
     "listener": (ListenerCell.CONNECTIONS,),
     "route": (RouteCell.IN_FLIGHT, RouteCell.TUNNELS),
+    "pool": (PoolCell.QUEUED,),
     "server": (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS),
 }
 
@@ -25,7 +26,7 @@ def _used_slabs(fleet: Fleet, board: Scoreboard) -> list[Slab]:
 
 
 def in_use(fleet: Fleet, board: Scoreboard, kind: str, row: int) -> bool:
-    """Whether a gauge of `row` ("listener", "route" or "server") is above zero in any worker."""
+    """Whether a gauge of `row` ("listener", "route", "pool" or "server") is above zero in any worker."""
     for slab in _used_slabs(fleet, board):
         base = _base(slab, kind, row)
         if any(slab.cells[base + cell] for cell in _GAUGES[kind]):
@@ -39,6 +40,8 @@ def _base(slab: Slab, kind: str, row: int) -> int:
             return slab.listener_base(row)
         case "route":
             return slab.route_base(row)
+        case "pool":
+            return slab.pool_base(row)
         case "server":
             return slab.server_base(row)
     raise ValueError(f"the scoreboard has no rows of kind {kind!r}")

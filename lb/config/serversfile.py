@@ -1,0 +1,134 @@
+"""Files with servers that other programs write, in the format of Prometheus's file_sd: JSON or YAML,
+
+    [{"targets": ["10.0.0.1:9000", "10.0.0.2:9000"], "labels": {"weight": "2", "backup": "true"}}]
+
+Labels that mean something here are `weight`, `backup` and, for a single target, `name`; others are left
+alone, since the same file may serve Prometheus.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import yaml
+
+from lb.config import text
+from lb.config.text import Wrong
+from lb.control.spec import FoundServer
+
+MAX_BYTES: Final = 4 * 1024 * 1024
+# What the scoreboard has room for; it also bounds what a few bytes of YAML aliases can stand for.
+_MAX_SERVERS: Final = 4096
+_MAX_WEIGHT: Final = 1000
+# Scalars stay text. The parser in C is ten times as fast; whether it is there depends on how the package
+# was built.
+_YamlLoader: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+_BOOLEANS: Final = {"true": True, "false": False, "1": True, "0": False}
+
+
+class ServersFileError(ValueError):
+    """A file that can't be used; the text says why and what to do, without the file's name."""
+
+
+def read_servers_file(path: pathlib.Path) -> tuple[FoundServer, ...]:
+    """The servers in the file `path`, in its order. Raises `ServersFileError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ServersFileError("there is no such file: write [] into it to start without servers") from error
+    except OSError as error:
+        raise ServersFileError(f"can't be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ServersFileError(f"is larger than {MAX_BYTES >> 20} MiB")
+    return parse_servers(content, as_json=path.suffix.lower() == ".json")
+
+
+def parse_servers(content: bytes, *, as_json: bool) -> tuple[FoundServer, ...]:
+    """The servers in `content`, which is JSON or YAML. Raises `ServersFileError`."""
+    servers: dict[str, FoundServer] = {}
+    for server in _servers(_decode(content, as_json=as_json)):
+        if server.name in servers:
+            raise ServersFileError(f"two servers are called {server.name}: each stands once")
+        if len(servers) == _MAX_SERVERS:
+            raise ServersFileError(f"has more than {_MAX_SERVERS} servers")
+        servers[server.name] = server
+    return tuple(servers.values())
+
+
+def _decode(content: bytes, *, as_json: bool) -> object:
+    kind = "JSON" if as_json else "YAML"
+    try:
+        decoded = content.decode("utf-8-sig")
+        return json.loads(decoded) if as_json else yaml.load(decoded, _YamlLoader)
+    except UnicodeDecodeError as error:
+        raise ServersFileError("is not UTF-8") from error
+    except RecursionError as error:
+        raise ServersFileError("is nested too deep") from error
+    except (ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())
+        raise ServersFileError(f"is no valid {kind}: {what}") from error
+
+
+def _servers(groups: object) -> Iterator[FoundServer]:
+    if not isinstance(groups, list):
+        raise ServersFileError('holds no list: expected [{"targets": ["10.0.0.1:9000"]}]')
+    for index, group in enumerate(groups):
+        try:
+            yield from _group(group)
+        except Wrong as wrong:
+            hint = f" ({wrong.hint})" if wrong.hint else ""
+            raise ServersFileError(f"[{index}]: {wrong.message}{hint}") from wrong
+
+
+def _group(group: Any) -> Iterator[FoundServer]:
+    if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
+        raise Wrong('expected an object with a list "targets"')
+    unknown = sorted(str(key) for key in group if key not in ("targets", "labels"))
+    if unknown:
+        raise Wrong(f'unknown key "{unknown[0]}": only "targets" and "labels" are known')
+    labels = group.get("labels") or {}
+    if not isinstance(labels, dict):
+        raise Wrong('"labels" is no object')
+    targets = group["targets"]
+    name = labels.get("name")
+    if name is not None and len(targets) != 1:
+        raise Wrong('the label "name" is for a single target')
+    weight, backup = _weight(labels.get("weight", 1)), _backup(labels.get("backup", False))
+    for target in targets:
+        if not isinstance(target, str):
+            raise Wrong(f'a target is a string such as "10.0.0.1:9000", not {_shown(target)}')
+        address = _address(target)
+        label = address if name is None else text.server_name(str(name))
+        yield FoundServer(name=label, address=address, weight=weight, backup=backup)
+
+
+def _address(target: str) -> str:
+    try:
+        if target.startswith("unix:"):
+            raise Wrong("a Unix socket stands in the configuration itself")
+        return text.server_address(target)
+    except Wrong as wrong:
+        raise Wrong(f"target {_shown(target)}: {wrong.message}", wrong.hint) from wrong
+
+
+def _weight(value: object) -> int:
+    digits = str(value)
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 4 or not 1 <= int(digits) <= _MAX_WEIGHT:
+        raise Wrong(f'the label "weight" is {_shown(value)}: expected a number from 1 to {_MAX_WEIGHT}')
+    return int(digits)
+
+
+def _backup(value: object) -> bool:
+    backup = _BOOLEANS.get(str(value).lower())
+    if backup is None:
+        raise Wrong(f'the label "backup" is {_shown(value)}: expected "true" or "false"')
+    return backup
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
