@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.frames import NO_STATUS, OTHER_STATUS, FrameTracker
+from workers.core.frames import NO_STATUS, OTHER_STATUS, FrameTracker, close_frame
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 MASK = b"\x11\x22\x33\x44"
@@ -158,3 +158,41 @@ def test_whole_frames_end_at_a_boundary(sent: list[bytes]) -> None:
 @given(st.binary(max_size=60))
 def test_garbage_byte_by_byte_is_as_garbage_at_once(data: bytes) -> None:
     assert follow(*(data[at : at + 1] for at in range(len(data)))) == follow(data)
+
+
+# --- closing --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [b"", b"\x01\x02\x03\x04"])
+@pytest.mark.parametrize("reason", ["", "moved", "x" * 123])
+def test_a_close_frame_is_one_whole_frame_with_its_code(mask: bytes, reason: str) -> None:
+    frame = close_frame(1012, reason, mask)
+    tracker = FrameTracker()
+    tracker.feed(frame, 0, len(frame))
+    assert tracker.close_code == 1012
+    assert tracker.at_boundary
+    assert bool(frame[1] & 0x80) is bool(mask)
+    payload = frame[6:] if mask else frame[2:]
+    plain = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload)) if mask else payload
+    assert plain == (1012).to_bytes(2, "big") + reason.encode()
+
+
+@given(st.lists(st.tuples(st.integers(0, 70_000), st.booleans()), min_size=1, max_size=4), st.data())
+def test_reading_to_the_boundary_never_goes_beyond_it(
+    sizes: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    stream = b"".join(frame(BINARY, bytes(size), masked=masked) for size, masked in sizes)
+    ends, at = set(), 0
+    for size, masked in sizes:
+        at += len(frame(BINARY, bytes(size), masked=masked))
+        ends.add(at)
+    start = data.draw(st.integers(0, len(stream)))
+    tracker = FrameTracker()
+    tracker.feed(stream, 0, start)
+    at = start
+    while not tracker.at_boundary:
+        step = min(tracker.to_boundary, 1000)
+        tracker.feed(stream, at, at + step)
+        at += step
+    assert at in ends | {0}
+    assert at == min(end for end in ends | {0} if end >= start)
