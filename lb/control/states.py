@@ -10,7 +10,6 @@ import time
 from typing import Final
 
 from lb.control.events import EventLog
-from lb.control.messages import MAX_EVENT_TEXT
 from workers.contract.bells import Bells
 from workers.contract.cells import Admin, CheckResult, ControlCell, EjectReason, Health, StateCell
 from workers.contract.scoreboard import Scoreboard
@@ -27,8 +26,6 @@ class ServerStates:
         self._cells = board.control
         self._bells = bells
         self._events = events
-        # What has no cell on the board: what the last check saw, and how long it took, by row.
-        self._details: dict[int, tuple[str, float]] = {}
 
     def adopt(self, snapshot: Snapshot) -> None:
         """A configuration is served from now on: rows that changed hands start from nothing. Operator state
@@ -40,7 +37,6 @@ class ServerStates:
                     for cell in range(base, base + StateCell.WIDTH):
                         self._cells[cell] = 0
                     self._cells[base + StateCell.OWNER] = server.owner
-                    self._details.pop(server.slot, None)
         self._ring()
 
     # --- what is on the board ----------------------------------------------------------------------------
@@ -67,17 +63,10 @@ class ServerStates:
         until = self.get(server, StateCell.EJECTED_UNTIL) / NANOSECONDS
         return until if until > time.monotonic() else 0.0
 
-    def last_check(self, server: ServerSpec) -> tuple[str, float]:
-        """What the last check saw, and the seconds that it took; ("", 0.0) where it is not known: there was
-        none, or another control process did it."""
-        return self._details.get(server.slot, ("", 0.0))
-
     # --- changes -----------------------------------------------------------------------------------------
 
-    def checked(self, server: ServerSpec, result: CheckResult, detail: str = "", seconds: float = 0.0) -> None:
-        """Counts a check that saw `detail` and took `seconds`; whether it flips the server is told by
-        `set_health`."""
-        self._details[server.slot] = (detail[:MAX_EVENT_TEXT], seconds)
+    def checked(self, server: ServerSpec, result: CheckResult) -> None:
+        """Counts a check; whether it flips the server is told by `set_health`."""
         self._set(server, StateCell.CHECKED_AT, time.monotonic_ns())
         self._set(server, StateCell.LAST_RESULT, result)
         self._cells[self._board.state_base(server.slot) + StateCell.CHECKS + result] += 1
