@@ -3,14 +3,14 @@ this object, and know of each other by it alone."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from lb.admin.views import LastCheck
 from lb.control.events import EventLog
 from lb.control.spec import ControlSpec, Discovery
 from lb.control.states import ServerStates
 from lb.master.report import Outcome, StatusReport
 from workers.contract.bells import Bells
+from workers.contract.cells import CheckResult
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import CloseTunnels, ListTunnels, Tunnels, TunnelsClosed
 from workers.contract.scoreboard import Scoreboard
@@ -19,6 +19,15 @@ from workers.contract.snapshot import Snapshot
 
 class Unanswered(Exception):
     """The master or a worker did not answer; `str()` says who and why."""
+
+
+class LastCheck(NamedTuple):
+    """The last active check of a server: what the scoreboard has no room for, too."""
+
+    result: CheckResult
+    detail: str  # for people: "expected status 200-299, got 503"
+    at: float  # Unix time
+    seconds: float  # how long it took
 
 
 class Control(Protocol):

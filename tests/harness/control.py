@@ -8,8 +8,7 @@ import time
 from types import TracebackType
 from typing import Final
 
-from lb.admin.views import LastCheck
-from lb.control.control import Unanswered
+from lb.control.control import LastCheck, Unanswered
 from lb.control.events import EventLog
 from lb.control.messages import Event
 from lb.control.spec import ControlSpec, Discovery

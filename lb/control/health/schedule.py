@@ -8,8 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Final
 
-from lb.admin.views import LastCheck
-from lb.control.control import Control
+from lb.control.control import Control, LastCheck
 from lb.control.health.check import check
 from lb.control.health.finding import Finding, NotChecked
 from lb.control.health.target import Contexts, Target, tls_of
@@ -154,9 +153,7 @@ class HealthChecks:
     def _found(self, watch: Watch, finding: Finding, seconds: float) -> None:
         server = watch.target.server
         states = self._control.states
-        watch.last = LastCheck(
-            result=finding.result.name.lower(), detail=finding.detail, at=time.time(), seconds=seconds
-        )
+        watch.last = LastCheck(finding.result, finding.detail, time.time(), seconds)
         states.checked(server, finding.result)
         flip = watch.verdict.observe(finding.result)
         if flip is not None:
