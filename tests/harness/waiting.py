@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,3 +25,15 @@ def eventually(condition: Callable[[], Value], what: str, within: float = 30.0) 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within:g} s: {what} (last seen: {value!r})")
         time.sleep(_INTERVAL)
+
+
+async def until(condition: Callable[[], Value], what: str, within: float = 10.0) -> Value:
+    """As `eventually`, for tests that run in an event loop."""
+    deadline = time.monotonic() + within
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within:g} s: {what} (last seen: {value!r})")
+        await asyncio.sleep(0.002)
