@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -42,18 +43,24 @@ class Listener:
 class EventLog:
     """Numbers, keeps and passes on. Bounded in what is kept, and in who listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, forward: Callable[[Event], None] | None = None) -> None:
+        """`forward` gets what is added here, so that it outlives this process."""
+        self._forward = forward
         self._kept: deque[Event] = deque(maxlen=KEPT)
         self._listeners: set[Listener] = set()
         self._number = 0
 
     def add(self, kind: str, text: str, **fields: str | int | float) -> Event:
         """Something happened now."""
-        return self.take(Event(kind=kind, text=text[:MAX_EVENT_TEXT], at=time.time(), fields=fields))
+        event = self.take(Event(kind=kind, text=text[:MAX_EVENT_TEXT], at=time.time(), fields=fields))
+        if self._forward is not None:
+            self._forward(event)
+        return event
 
     def take(self, event: Event) -> Event:
-        """Keeps an event that came from the master."""
-        self._number += 1
+        """Keeps an event that came from the master. Its number there is the least it gets here: numbers
+        go on where an earlier control process left off."""
+        self._number = max(self._number + 1, event.number)
         event = msgspec.structs.replace(event, number=self._number)
         self._kept.append(event)
         for listener in self._listeners:

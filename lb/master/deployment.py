@@ -9,6 +9,8 @@ import pwd
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from lb.master.failures import reason
 from lb.master.listeners import Served
 from lb.master.plan import Plan
@@ -49,8 +51,10 @@ class Deployment:
         self.generation = plan.snapshot.generation
         self._fds: list[tuple[FdRole, int]] = []
         self._log_fd: int | None = None
+        self._control_fd: int | None = None
         try:
             self._fds.append((SnapshotFd(), sealed("lb-snapshot", snapshots.encode(plan.snapshot))))
+            self._control_fd = sealed("lb-control-spec", msgspec.msgpack.encode(plan.control))
             for (listener, certificate), pem in plan.certificates.items():
                 role = CertificateFd(listener=listener, certificate=certificate)
                 self._fds.append((role, sealed("lb-certificate", pem)))
@@ -66,6 +70,12 @@ class Deployment:
     def log_fd(self) -> int | None:
         """The access log, open for appending; `None` when it is off."""
         return self._log_fd
+
+    @property
+    def for_control(self) -> tuple[int, ...]:
+        """The encoded snapshot and the encoded `ControlSpec`."""
+        assert self._control_fd is not None
+        return self._fds[0][1], self._control_fd
 
     def envelopes(self, served: Sequence[Served]) -> Iterator[Envelope]:
         """`Attach`es and the `Prepare` for a worker that shall serve `served` afterwards."""
@@ -94,9 +104,10 @@ class Deployment:
         for _, fd in self._fds:
             os.close(fd)
         self._fds.clear()
-        if self._log_fd is not None:
-            os.close(self._log_fd)
-            self._log_fd = None
+        for own in (self._log_fd, self._control_fd):
+            if own is not None:
+                os.close(own)
+        self._log_fd = self._control_fd = None
 
 
 def _envelope(kind: type[Attach | Prepare], generation: int, part: list[tuple[FdRole, int]]) -> Envelope:

@@ -29,6 +29,8 @@ from workers.contract.messages import (
     Refused,
     ReopenLogs,
     Stop,
+    Tunnels,
+    TunnelsClosed,
 )
 from workers.contract.scoreboard import Scoreboard
 
@@ -51,6 +53,25 @@ class Observer(Protocol):
         """A worker died or refused its first configuration. It is replaced unless the fleet is closed."""
 
 
+class Witness(Protocol):
+    """Who tells others what happens to workers. Nothing here may fail."""
+
+    def configured(self) -> None:
+        """Another deployment is served from now on."""
+
+    def changed(self) -> None:
+        """A worker was started, or stands elsewhere."""
+
+    def served(self, worker: WorkerProcess) -> None:
+        """A fresh worker serves."""
+
+    def ended(self, worker: WorkerProcess, cause: str, expected: bool) -> None:
+        """A worker's process is gone."""
+
+    def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
+        """A worker answers what it was asked about its tunnels."""
+
+
 class Fleet:
     """All workers. `active` are the slots that shall be served; `deployment` is what they shall serve."""
 
@@ -70,6 +91,7 @@ class Fleet:
         self.restarts: Counter[str] = Counter()
         self.closed = False
         self.observer: Observer | None = None
+        self.witness: Witness | None = None
         self.on_empty: Callable[[], None] = lambda: None
         self._loop = loop
         self._log = log
@@ -104,6 +126,8 @@ class Fleet:
         if deployment is not self.deployment:
             self.deployment.close()
             self.deployment = deployment
+            if self.witness is not None:
+                self.witness.configured()
         before, self.active = self.active, active
         for slot in before:
             worker = self.workers.get(slot)
@@ -129,6 +153,7 @@ class Fleet:
     def dismiss(self, worker: WorkerProcess, grace: float) -> None:
         """Tells `worker` to leave; it is not replaced."""
         worker.phase = Phase.LEAVING
+        self._changed()
         worker.send(Stop(grace=grace))
         self._loop.later(grace + _LATE_AFTER, lambda: self.kill(worker, LATE))
 
@@ -163,6 +188,7 @@ class Fleet:
         worker = WorkerProcess(slot, spawned, self._loop, self._received, self._broken)
         self.workers[slot] = worker
         self.used_slots.add(slot)
+        self._changed()
         self._loop.later(_LOADING_TIMEOUT, lambda: self._kill_if_loading(worker))
 
     def reap(self) -> None:
@@ -182,6 +208,8 @@ class Fleet:
             self._log.info("worker left", **fields)
         else:
             self._log.error("worker ended", **fields)
+        if self.witness is not None:
+            self.witness.ended(worker, cause, expected)
         if worker.phase is not Phase.LEAVING:
             self.restarts[cause] += 1
             if self.observer is not None:
@@ -199,6 +227,10 @@ class Fleet:
         if not self.closed:
             self._log.warning("workers die early, the next waits", slot=slot, seconds=delay)
         self._loop.later(delay, lambda: self._start(slot))
+
+    def _changed(self) -> None:
+        if self.witness is not None:
+            self.witness.changed()
 
     def _check_empty(self) -> None:
         if self.closed and not self.workers:
@@ -225,6 +257,9 @@ class Fleet:
                     self._loading(worker, message)
                 elif worker.phase is Phase.SERVING and self.observer is not None:
                     self.observer.answered(worker, message)
+            case Tunnels() | TunnelsClosed():
+                if self.witness is not None:
+                    self.witness.told(worker, message)
             case _:
                 self._broken(worker, f"it sent {type(message).__name__}, which is the master's to send")
 
@@ -254,6 +289,8 @@ class Fleet:
                 worker.phase = Phase.SERVING
                 fields = {"slot": worker.slot, "pid": worker.pid, "generation": message.generation}
                 self._log.info("worker serves", **fields)
+                if self.witness is not None:
+                    self.witness.served(worker)
                 if self.observer is not None:
                     self.observer.serving(worker)
 

@@ -14,11 +14,17 @@ class History:
         self._succeeded = 0
         self._failed = 0
         self._last: Outcome | None = None
+        self._last_success = 0.0
 
     @property
     def report(self) -> ReloadReport:
         """As `lb status` shows it."""
-        return ReloadReport(succeeded=self._succeeded, failed=self._failed, last=self._last)
+        return ReloadReport(
+            succeeded=self._succeeded,
+            failed=self._failed,
+            last=self._last,
+            last_success=self._last_success,
+        )
 
     def record(self, outcome: Outcome) -> None:
         """Counts and logs one more."""
@@ -30,6 +36,7 @@ class History:
                 self._log.error("reload failed, the old configuration serves on", **fields, error=line)
             return
         self._succeeded += 1
+        self._last_success = outcome.at
         self._log.info("reload done", **fields, changes=len(outcome.changes))
         for change in outcome.changes:
             self._log.info("changed", key=change)

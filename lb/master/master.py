@@ -15,16 +15,19 @@ from lb.master import places, signals, spawn, status
 from lb.master import plan as plans
 from lb.master.boot import Boot
 from lb.master.command import CommandServer, Respond
+from lb.master.control_process import ControlKeeper
+from lb.master.desk import Desk
 from lb.master.failures import EXIT_BOOT, StartError, reason
 from lb.master.fleet import Fleet
 from lb.master.holdings import Holdings
 from lb.master.lending import Lending
 from lb.master.loop import READ, Loop
 from lb.master.notify import Notifier
-from lb.master.reload import PREPARE_DEADLINE, Reloader, Step
+from lb.master.reload import PREPARE_DEADLINE, Reloader
 from lb.master.report import Outcome, Reply, Request, StatusReport
-from lb.master.spawn import Run, Spawned
+from lb.master.spawn import Programs, Spawned
 from lb.master.supervision import LATE
+from workers.contract.bells import Bells
 from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.sink import Sink
@@ -40,7 +43,7 @@ class Master:
         self,
         path: pathlib.Path,
         version: str,
-        run_worker: Run | None = None,
+        programs: Programs | None = None,
         prepare_deadline: float = PREPARE_DEADLINE,
     ) -> None:
         """`path` is the configuration file; `prepare_deadline` is what workers get to prepare a reload,
@@ -56,10 +59,10 @@ class Master:
         self._stop_replies: list[Respond] = []
         self._log = ErrorLog("master")
         self._open_files = spawn.raise_open_files()
-        first = plans.read(self._path, plans.first_state(), 1, lambda _kind, _row: False)
+        first = plans.first(self._path)
         self._user = spawn.identity(first.config.process.user)
-        self._run_worker = run_worker or spawn.preload()
-        self._board = _scoreboard()
+        self._programs = programs or spawn.preload()
+        self._board, self._bells = _shared()
         self._holdings = Holdings(self._path, first)
         self._notifier = Notifier.from_environment(
             lambda error: self._log.warning("systemd can't be notified", error=error)
@@ -70,13 +73,18 @@ class Master:
         holdings, log = self._holdings, self._log
         self._loop = loop = Loop(self._fault)
         self._fleet = Fleet(loop, log, self._board, holdings.listeners, self._spawn, holdings.deployment)
-        self._fleet.on_empty = loop.stop
+        self._control = ControlKeeper(loop, log, self._board, self._spawn_control)
+        self._fleet.on_empty = lambda: self._control.leave(loop.stop)
         self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
         self._reloader = Reloader(
             loop, log, self._path, self._fleet, holdings.listeners, self._in_use, prepare_deadline
         )
-        self._reloader.on_start = self._notifier.reloading
+        self._reloader.on_start = self._reloading
         self._reloader.on_end = self._reloaded
+        self._desk = Desk(loop, log, self._fleet, self._reloader, self._status)
+        self._fleet.witness = self._desk
+        self._control.on_message = self._desk.took
+        self._control.on_end = self._desk.control_ended
         self._lending = Lending(loop, self._fleet, self._board)
         self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
 
@@ -104,7 +112,7 @@ class Master:
 
     def _handlers(self) -> Mapping[signal.Signals, Callable[[], None]]:
         return {
-            signal.SIGCHLD: self._fleet.reap,
+            signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._reloader.request,
             signal.SIGTERM: self._stop,
             signal.SIGQUIT: self._stop,
@@ -118,7 +126,24 @@ class Master:
     # --- the start -------------------------------------------------------------------------------------
 
     def _spawn(self, slot: int) -> Spawned:
-        return spawn.spawn(slot, self._board, self._run_worker, self._user)
+        board, bells, run = self._board, self._bells, self._programs.worker
+        kept = {board.fd, bells.workers, bells.control}
+        return spawn.spawn(
+            f"lb-worker-{slot}", kept, lambda channel: run(slot, channel, board, bells), self._user
+        )
+
+    def _spawn_control(self) -> Spawned:
+        board, bells, run = self._board, self._bells, self._programs.control
+        metrics, admin = (service and service.socket for service in self._holdings.services)
+        sockets = [listening.fileno() for listening in (metrics, admin) if listening is not None]
+        kept = {board.fd, bells.workers, bells.control, *sockets}
+        return spawn.spawn(
+            "lb-control", kept, lambda channel: run(channel, board, bells, metrics, admin), self._user
+        )
+
+    def _reap(self) -> None:
+        self._fleet.reap()
+        self._control.reap()
 
     def _in_use(self, kind: str, row: int) -> bool:
         return status.in_use(self._fleet, self._board, kind, row)
@@ -127,6 +152,8 @@ class Master:
         if not self._stops:
             deployment = self._fleet.deployment
             self._fleet.switch(deployment, tuple(range(deployment.plan.workers)))
+            # The workers don't wait for it, nor does readiness: without it, the traffic goes on.
+            self._control.start()
 
     def _warn(self) -> None:
         plan = self._fleet.deployment.plan
@@ -150,6 +177,10 @@ class Master:
         _say(f"ready: {text}")
         self._notifier.ready(text)
         self._log.info("commands are taken", socket=self._holdings.command_path)
+        for name, service in self._holdings.services._asdict().items():
+            if service is not None:
+                self._log.info(f"{name} is served", address=service.address)
+        self._desk.changed()
         self._reloader.open()
 
     def _summary(self) -> str:
@@ -170,13 +201,20 @@ class Master:
     # --- while it runs ---------------------------------------------------------------------------------
 
     def _watch_heartbeats(self) -> None:
-        tick = min(1.0, self._fleet.deployment.plan.config.process.wedged_after / 4)
+        limit = self._fleet.deployment.plan.config.process.wedged_after
+        tick = min(1.0, limit / 4)
         self._fleet.watch_heartbeats(tick)
+        self._control.watch_heartbeat(tick, limit)
         self._loop.later(tick, self._watch_heartbeats)
 
-    def _reloaded(self, _outcome: Outcome) -> None:
+    def _reloading(self) -> None:
+        self._notifier.reloading()
+        self._desk.changed()
+
+    def _reloaded(self, outcome: Outcome) -> None:
         if not self._stops:
             self._notifier.ready(self._summary())
+        self._desk.reloaded(outcome)
 
     def _serve(self, request: Request, respond: Respond) -> None:
         """A request from the command socket."""
@@ -195,7 +233,7 @@ class Master:
 
     def _status(self) -> StatusReport:
         plan = self._fleet.deployment.plan
-        reloading = self._state == "serving" and self._reloader.step is not Step.IDLE
+        reloading = self._state == "serving" and self._reloader.reloading
         return StatusReport(
             version=self._version,
             pid=os.getpid(),
@@ -208,6 +246,8 @@ class Master:
             listeners=status.listener_reports(plan.snapshot.listeners, self._fleet, self._board),
             reloads=self._reloader.report,
             restarts=dict(self._fleet.restarts),
+            control_pid=self._control.pid,
+            control_restarts=dict(self._control.restarts),
         )
 
     # --- the end ---------------------------------------------------------------------------------------
@@ -225,14 +265,17 @@ class Master:
             # Closed here first: what a worker closes after serving its queue is the last of that socket.
             self._holdings.listeners.close()
         self._log.info("stopping", grace=grace)
+        self._desk.happened("stopping", f"stopping within {grace:g}s", grace=grace)
+        self._desk.changed()
         self._fleet.stop_all(grace)
         if not grace:
             self._loop.later(_AT_ONCE, lambda: self._fleet.kill_all(LATE))
 
 
-def _scoreboard() -> Scoreboard:
+def _shared() -> tuple[Scoreboard, Bells]:
+    """What all processes share."""
     try:
-        return Scoreboard.create()
+        return Scoreboard.create(), Bells.create()
     except OSError as error:
         raise StartError(f"no memory for the scoreboard: {reason(error)}") from error
 

@@ -1,4 +1,5 @@
-"""Where the command socket is. The master and the commands must agree on it, so both look here."""
+"""Where the command socket is, and the admin socket. The master and the commands must agree on it, so both
+look here."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import tempfile
 from lb.master.failures import StartError, reason
 
 _NAME = "command"
+_ADMIN = "admin"
 
 
 def folder() -> pathlib.Path:
@@ -52,6 +54,13 @@ def second(config: pathlib.Path) -> pathlib.Path:
     """Where an instance is that found `default` taken: named after its configuration file."""
     digest = hashlib.sha256(os.path.abspath(os.fsencode(config))).hexdigest()[:12]
     return folder() / f"{_NAME}-{digest}.sock"
+
+
+def admin_beside(command: pathlib.Path) -> pathlib.Path:
+    """The admin socket of the instance whose command socket is `command`: lb.command.sock has lb.admin.sock,
+    command-X.sock has admin-X.sock."""
+    head, _, tail = command.name.rpartition(_NAME)
+    return command.with_name(f"{head}{_ADMIN}{tail}")
 
 
 def same_file(one: pathlib.Path, other: pathlib.Path) -> bool:

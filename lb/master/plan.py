@@ -11,6 +11,7 @@ import msgspec
 
 from lb import config as configuration
 from lb.config import Config, ConfigErrors, State
+from lb.control.spec import ControlSpec, Discovery
 from workers.contract.scoreboard import Capacity
 from workers.contract.snapshot import Snapshot
 
@@ -19,10 +20,13 @@ InUse = Callable[[str, int], bool]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One configuration, ready to be deployed. `state` is what the next one is compiled with."""
+    """One configuration, ready to be deployed. `state` is what the next one is compiled with, `discovery`
+    what was found when it was compiled."""
 
     config: Config
     snapshot: Snapshot
+    control: ControlSpec
+    discovery: Discovery
     certificates: Mapping[tuple[str, str], bytes]
     state: State
     workers: int
@@ -38,18 +42,48 @@ class Plan:
         path = self.snapshot.access_log.path
         return None if path in ("-", "off") else pathlib.Path(path)
 
+    def with_admin(self, address: str | None) -> Plan:
+        """The same with the admin API at `address`: the file need not say where it is, nor may a reload
+        change it."""
+        return replace(self, control=msgspec.structs.replace(self.control, admin=address))
+
     def again(self, generation: int, workers: int) -> Plan:
         """The same configuration for another number of workers."""
         snapshot = msgspec.structs.replace(self.snapshot, generation=generation)
-        return replace(self, snapshot=snapshot, workers=workers)
+        control = msgspec.structs.replace(self.control, generation=generation)
+        return replace(self, snapshot=snapshot, control=control, workers=workers)
 
 
-def read(path: pathlib.Path, state: State, generation: int, in_use: InUse) -> Plan:
-    """Reads and compiles the file. Raises `ConfigErrors`."""
+def first(path: pathlib.Path) -> Plan:
+    """The first configuration, read from `path`. Raises `ConfigErrors`."""
+    return _compiled(configuration.load(path), State(), 1, lambda _kind, _row: False, Discovery())
+
+
+def read(path: pathlib.Path, before: Plan, generation: int, in_use: InUse) -> Plan:
+    """Reads and compiles the file, which follows upon `before`. Raises `ConfigErrors`."""
     config = configuration.load(path)
-    compiled, following = configuration.compile(config, state, generation, in_use)
-    workers = config.process.workers or usable_cores()
-    return Plan(config, compiled.snapshot, compiled.certificates, following, workers)
+    return _compiled(config, before.state, generation, in_use, before.discovery).with_admin(
+        before.control.admin
+    )
+
+
+def found(before: Plan, generation: int, in_use: InUse, discovery: Discovery) -> Plan:
+    """The configuration of `before` with the servers of `discovery`. Raises `ConfigErrors`."""
+    plan = _compiled(before.config, before.state, generation, in_use, discovery)
+    return replace(plan, workers=before.workers).with_admin(before.control.admin)
+
+
+def _compiled(config: Config, state: State, generation: int, in_use: InUse, discovery: Discovery) -> Plan:
+    compiled, following = configuration.compile(config, state, generation, in_use, discovery)
+    return Plan(
+        config=compiled.config,
+        snapshot=compiled.snapshot,
+        control=compiled.control,
+        discovery=discovery,
+        certificates=compiled.certificates,
+        state=following,
+        workers=config.process.workers or usable_cores(),
+    )
 
 
 def changes(before: Plan, after: Plan) -> tuple[str, ...]:
@@ -60,9 +94,20 @@ def changes(before: Plan, after: Plan) -> tuple[str, ...]:
     return tuple(str(change) for change in configuration.diff(before.config, after.config))
 
 
-def first_state() -> State:
-    """The state before the first configuration."""
-    return State()
+def servers_changed(before: Plan, after: Plan) -> tuple[str, ...]:
+    """Which servers came and went, and which names stand for other addresses, one line each."""
+    lines = []
+    earlier = {pool.name: {server.name for server in pool.servers} for pool in before.snapshot.pools}
+    for pool in after.snapshot.pools:
+        names = {server.name for server in pool.servers}
+        known = earlier.get(pool.name, set())
+        lines += [f"{pool.name}: {name} is there" for name in sorted(names - known)]
+        lines += [f"{pool.name}: {name} is gone" for name in sorted(known - names)]
+    resolved = before.discovery.addresses
+    for host, addresses in after.discovery.addresses.items():
+        if addresses != resolved.get(host):
+            lines.append(f"{host} is {', '.join(addresses) or 'no address'}")
+    return tuple(lines)
 
 
 def usable_cores() -> int:

@@ -6,7 +6,8 @@
                          |                        |
                          +------- failed ---------+--> IDLE, the old configuration serves on
 
-Another number of workers (TTIN, TTOU) is the same transaction with the configuration that is served.
+Another number of workers (TTIN, TTOU), and other servers that were discovered, are the same transaction with
+the configuration that is served.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from lb.config import ConfigErrors
+from lb.control.spec import Discovery
 from lb.master import plan as plans
 from lb.master.deployment import DeployError
 from lb.master.failures import BindError
@@ -73,6 +75,8 @@ class Reloader:
         self._attempt = fleet.deployment.generation  # never used twice: a late answer must not fit
         self._wanted = False
         self._scale = 0
+        self._found: tuple[Discovery, Reply] | None = None
+        self._counted = True  # whether what goes on is a reload in the operator's eyes
         self._waiting: list[Reply] = []
         self._replies: list[Reply] = []
         self._timer: Timer | None = None
@@ -89,6 +93,11 @@ class Reloader:
     def report(self) -> ReloadReport:
         """The counters and the last outcome."""
         return self._history.report
+
+    @property
+    def reloading(self) -> bool:
+        """Whether a reload goes on, or a change of the number of workers."""
+        return self.step is not Step.IDLE and self._counted
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -111,6 +120,12 @@ class Reloader:
     def scale(self, delta: int) -> None:
         """Asks for `delta` workers more (less, where it is negative)."""
         self._scale += delta
+        self._soon()
+
+    def discover(self, discovery: Discovery, reply: Reply) -> None:
+        """Asks for what is served with other servers; `reply` gets the outcome, which is not counted as a
+        reload. Replaces an earlier request that has not begun."""
+        self._found = discovery, reply
         self._soon()
 
     def reopen_logs(self) -> None:
@@ -155,13 +170,19 @@ class Reloader:
                 self._log.warning("the number of workers stays", workers=now)
                 return
             self._start(lambda: self._rescaled(count))
+        elif self._found is not None:
+            (discovery, reply), self._found = self._found, None
+            self._replies = [reply]
+            self._start(lambda: self._rebuilt(discovery), counted=False)
 
     # --- prepare ---------------------------------------------------------------------------------------
 
-    def _start(self, build: Callable[[], tuple[Plan, tuple[str, ...]]]) -> None:
+    def _start(self, build: Callable[[], tuple[Plan, tuple[str, ...]]], *, counted: bool = True) -> None:
         self._began = time.monotonic()
         self._attempt += 1
-        self.on_start()
+        self._counted = counted
+        if counted:
+            self.on_start()
         try:
             plan, changes = build()
             self._transaction = Transaction.stage(plan, self._slots(plan), changes, self._listeners)
@@ -180,7 +201,7 @@ class Reloader:
 
     def _read(self) -> tuple[Plan, tuple[str, ...]]:
         before = self._fleet.deployment.plan
-        after = plans.read(self._path, before.state, self._attempt, self._in_use)
+        after = plans.read(self._path, before, self._attempt, self._in_use)
         changes = plans.changes(before, after)
         for warning in after.config.warnings:
             self._log.warning("configuration", warning=warning)
@@ -189,6 +210,12 @@ class Reloader:
     def _rescaled(self, count: int) -> tuple[Plan, tuple[str, ...]]:
         plan = self._fleet.deployment.plan
         return plan.again(self._attempt, count), (f"workers: {len(self._fleet.active)} -> {count}",)
+
+    def _rebuilt(self, discovery: Discovery) -> tuple[Plan, tuple[str, ...]]:
+        before = self._fleet.deployment.plan
+        # As many workers as there are: TTIN and TTOU may have changed their number since the file was read.
+        after = plans.found(before, self._attempt, self._in_use, discovery)
+        return after, plans.servers_changed(before, after)
 
     def _slots(self, plan: Plan) -> tuple[int, ...]:
         active = self._fleet.slots_for(plan.workers)
@@ -333,11 +360,13 @@ class Reloader:
         self._transaction = None
         self._asked = {}
         self._done = set()
-        self._history.record(outcome)
+        if self._counted:
+            self._history.record(outcome)
         replies, self._replies = self._replies, []
         for reply in replies:
             reply(outcome)
-        self.on_end(outcome)
+        if self._counted:
+            self.on_end(outcome)
         if self._reopen:
             self.reopen_logs()
         self._soon()

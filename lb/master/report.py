@@ -55,6 +55,7 @@ class ReloadReport(Report, frozen=True, kw_only=True):
     succeeded: int
     failed: int
     last: Outcome | None = None
+    last_success: float = 0.0  # Unix time; 0 before the first
 
 
 class StatusReport(Report, frozen=True, kw_only=True):
@@ -70,7 +71,9 @@ class StatusReport(Report, frozen=True, kw_only=True):
     workers_wanted: int
     listeners: tuple[ListenerReport, ...]
     reloads: ReloadReport
-    restarts: dict[str, int]  # by cause
+    restarts: dict[str, int]  # of workers, by cause
+    control_pid: int = 0  # of the control process; 0 while there is none
+    control_restarts: dict[str, int] = {}  # by cause
 
 
 class Request(Report, frozen=True, kw_only=True):

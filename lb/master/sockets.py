@@ -55,6 +55,27 @@ def bind_tcp(address: Address) -> socket.socket:
     return bound
 
 
+def listen_alone(address: Address, backlog: int, mode: int = 0o666) -> tuple[socket.socket, tuple[int, int]]:
+    """A listening socket that shares `address` with nobody, and the identity of its file, which is (0, 0)
+    for TCP. `mode` is that of a Unix socket's file. Raises `BindError`."""
+    identity = (0, 0)
+    if address.path is not None:
+        bound, identity = bind_unix(address.path, mode)
+    else:
+        bound, where = _tcp_socket(address)
+    try:
+        if address.path is None:
+            _bind(bound, where, address)
+        bound.listen(backlog)
+    except OSError as error:
+        bound.close()
+        raise BindError(_bind_message(address, error)) from error
+    except BindError:
+        bound.close()
+        raise
+    return bound, identity
+
+
 class _Opened(NamedTuple):
     socket: socket.socket
     where: tuple[str, int]

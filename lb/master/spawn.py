@@ -1,4 +1,4 @@
-"""Forking a worker: what the child keeps, what it drops, and what it becomes."""
+"""Forking a child: what it keeps, what it drops, and what it becomes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import importlib.util
 import os
 import pkgutil
 import pwd
@@ -20,18 +21,41 @@ from typing import Final, NamedTuple, NoReturn
 from lb.master import signals
 from lb.master.failures import StartError
 from workers.contract import messages
+from workers.contract.bells import Bells
 from workers.contract.scoreboard import Scoreboard
 
-Run = Callable[[int, socket.socket, Scoreboard], int]
+# What a child runs with its end of the channel; the exit status.
+Main = Callable[[socket.socket], int]
+RunWorker = Callable[[int, socket.socket, Scoreboard, Bells], int]
+# With the listening sockets of metrics and admin API, where there are such.
+RunControl = Callable[[socket.socket, Scoreboard, Bells, socket.socket | None, socket.socket | None], int]
 
 _PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _EXIT_CRASHED: Final = 70  # sysexits: internal software error
+# What ours import in functions or load by name, besides what they import at their head.
+_LIBRARIES: Final = (
+    "aiodns",
+    "aiohttp.web",
+    "encodings.idna",
+    "encodings.latin_1",
+    "msgspec",
+    "prometheus_client",
+    "ssl",
+    "yaml",
+)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
+class Programs(NamedTuple):
+    """What the children run."""
+
+    worker: RunWorker
+    control: RunControl
+
+
 class Identity(NamedTuple):
-    """Whom a worker runs as."""
+    """Whom a child runs as."""
 
     name: str
     uid: int
@@ -58,16 +82,25 @@ def identity(user: str | None) -> Identity | None:
     return Identity(user, entry.pw_uid, entry.pw_gid) if os.geteuid() == 0 else None
 
 
-def preload() -> Run:
-    """Imports everything that a worker runs, so that a replacement never runs other code than its
-    siblings, even when a new version was installed meanwhile. Returns the worker's entry."""
-    for name in ("ssl", "msgspec", "encodings.idna", "encodings.latin_1"):
+def preload() -> Programs:
+    """Imports everything that children run, so that a replacement never runs other code than its
+    predecessor, even when a new version was installed meanwhile. No import may start a thread: forking
+    would lose it."""
+    for name in _LIBRARIES:
         importlib.import_module(name)
-    package = importlib.import_module("workers")
-    for module in pkgutil.walk_packages(package.__path__, "workers."):
+    for name in ("workers", "lb.control", "lb.metrics", "lb.admin", "lb.dashboard"):
+        _import_all(name)
+    worker: RunWorker = importlib.import_module("workers.main").run
+    control: RunControl = importlib.import_module("lb.control.main").run
+    return Programs(worker, control)
+
+
+def _import_all(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        return
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, f"{name}."):
         importlib.import_module(module.name)
-    run: Run = importlib.import_module("workers.main").run
-    return run
 
 
 def freeze() -> None:
@@ -76,14 +109,15 @@ def freeze() -> None:
     gc.freeze()
 
 
-def spawn(slot: int, board: Scoreboard, run: Run, user: Identity | None) -> Spawned:
-    """Forks worker `slot`. Raises `OSError` where the system refuses."""
+def spawn(name: str, kept: Collection[int], main: Main, user: Identity | None) -> Spawned:
+    """Forks a child that is called `name` and runs `main`, with the descriptors `kept` besides its channel
+    and the standard three. Raises `OSError` where the system refuses."""
     ours, theirs = messages.pair()
     try:
         with signals.blocked() as unblock:
             pid = os.fork()
             if pid == 0:
-                _be_worker(slot, theirs, board, run, user, unblock)
+                _be_child(name, {0, 1, 2, theirs.fileno(), *kept}, lambda: main(theirs), user, unblock)
     except OSError:
         ours.close()
         raise
@@ -92,11 +126,10 @@ def spawn(slot: int, board: Scoreboard, run: Run, user: Identity | None) -> Spaw
     return Spawned(pid, ours)
 
 
-def _be_worker(
-    slot: int,
-    channel: socket.socket,
-    board: Scoreboard,
-    run: Run,
+def _be_child(
+    name: str,
+    kept: Collection[int],
+    main: Callable[[], int],
     user: Identity | None,
     unblock: Callable[[], None],
 ) -> NoReturn:
@@ -104,15 +137,15 @@ def _be_worker(
     status = _EXIT_CRASHED
     try:
         signals.reset_in_child()
-        close_all_but({0, 1, 2, channel.fileno(), board.fd})
-        _prctl(_PR_SET_NAME, f"lb-worker-{slot}".encode())
+        close_all_but(kept)
+        _prctl(_PR_SET_NAME, name.encode())
         if user is not None:
             _drop_privileges(user)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         faulthandler.enable(file=2)
         faulthandler.register(signals.DUMP_STACKS, file=2, all_threads=True)
         unblock()
-        status = run(slot, channel, board)
+        status = main()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import selectors
 import signal
 import socket
@@ -20,11 +21,14 @@ import sys
 import time
 
 from lb.config import ConfigErrors
+from lb.control.messages import Hello, Leave, receive_in_control
 from lb.master.failures import StartError
 from lb.master.master import Master
+from lb.master.spawn import Programs
 from workers.contract import messages
 from workers.contract import snapshot as snapshots
-from workers.contract.cells import WorkerCell
+from workers.contract.bells import Bells
+from workers.contract.cells import ControlCell, WorkerCell
 from workers.contract.messages import (
     Abort,
     AccessLogFd,
@@ -177,8 +181,30 @@ class StandIn:
         return True
 
 
-def run(slot: int, channel: socket.socket, board: Scoreboard) -> int:
+def run(slot: int, channel: socket.socket, board: Scoreboard, _bells: Bells) -> int:
     return StandIn(slot, channel, board.slab(slot)).run()
+
+
+def run_control(
+    channel: socket.socket,
+    board: Scoreboard,
+    _bells: Bells,
+    _metrics: socket.socket | None,
+    _admin: socket.socket | None,
+) -> int:
+    """A control process that does nothing but live."""
+    messages.send(channel, Hello(pid=os.getpid()))
+    while True:
+        board.control[ControlCell.HEARTBEAT] = time.monotonic_ns()
+        if (FOLDER / "crash-control").exists():
+            return 3
+        if not select.select([channel], [], [], 0.1)[0]:
+            continue
+        received = receive_in_control(channel)
+        if received is None or isinstance(received[0], Leave):
+            return 0
+        for fd in received[1]:
+            os.close(fd)
 
 
 def main() -> int:
@@ -186,7 +212,7 @@ def main() -> int:
     path = pathlib.Path(sys.argv[1])
     FOLDER = path.parent
     try:
-        return Master(path, "test", run, prepare_deadline=2.0).run()
+        return Master(path, "test", Programs(run, run_control), prepare_deadline=2.0).run()
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return 1

@@ -13,10 +13,11 @@ import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.scenario.master_harness import ROOT, Instance, children, eventually
+from tests.scenario.master_harness import ROOT, Instance, children, eventually, free_port
 
 pytestmark = pytest.mark.scenario
 
@@ -70,7 +71,8 @@ def test_run_status_reload_and_stop(instance: Instance) -> None:
     config = str(instance.config)
     assert get(instance) == b"hello"
     report = eventually(lambda: _requests(config), "the request on the scoreboard")
-    assert {worker["pid"] for worker in report["workers"]} == children(instance.pid)
+    workers = {worker["pid"] for worker in report["workers"]}
+    assert {*workers, report["control_pid"]} == children(instance.pid)
     assert lb("status", "-c", config).stdout.startswith("OK: 2 of 2 workers serving")
 
     instance.process_keys = {"shutdown_timeout": "5s"}
@@ -90,8 +92,8 @@ def test_run_status_reload_and_stop(instance: Instance) -> None:
     assert instance.wait() == 0
 
 
-def _requests(config: str) -> dict[str, list[dict[str, int]]] | None:
-    report: dict[str, list[dict[str, int]]] = json.loads(lb("status", "--json", "-c", config).stdout)
+def _requests(config: str) -> dict[str, Any] | None:
+    report: dict[str, Any] = json.loads(lb("status", "--json", "-c", config).stdout)
     return report if sum(worker["requests"] for worker in report["workers"]) == 1 else None
 
 
@@ -104,19 +106,28 @@ def test_another_configuration_is_not_mistaken_for_it(instance: Instance) -> Non
     assert f"runs on {instance.config}" in refused.stderr
 
 
-def test_workers_hold_nothing_but_their_own(instance: Instance) -> None:
+def test_children_hold_nothing_but_their_own(instance: Instance) -> None:
     instance.binds.append(f"unix:{instance.folder}/front.sock")
+    instance.extra = f'[metrics]\nlisten = "127.0.0.1:{free_port()}"\n'
     instance.start()
+    eventually(lambda: "control process serves" in instance.errors, "the control process")
+    control = instance.status().control_pid
     for pid in children(instance.pid):
         held = Counter(re.sub(r"\[\d+\]", "", target) for target in _targets(pid))
         assert held.pop("/dev/null") == 1  # stdin
         assert held.pop("/memfd:lb-scoreboard (deleted)") == 1
         assert held.pop(str(instance.error_path)) == 1
-        assert held.pop(str(instance.output_path)) == 2  # stdout, the access log
         assert held.pop("anon_inode:[eventpoll]") == 1
-        assert held.pop("anon_inode:[eventfd]") == 1  # wakes the event loop
-        # Channel, this slot's TCP listener and the shared Unix one.
-        assert held.pop("socket:") == 3
+        if pid == control:
+            assert held.pop(str(instance.output_path)) == 1
+            assert held.pop("anon_inode:[eventfd]") == 2  # both bells
+            # Channel, metrics, admin, and the pair that wakes the event loop.
+            assert held.pop("socket:") == 5
+        else:
+            assert held.pop(str(instance.output_path)) == 2  # stdout, the access log
+            assert held.pop("anon_inode:[eventfd]") == 3  # both bells, and what wakes the event loop
+            # Channel, this slot's TCP listener and the shared Unix one.
+            assert held.pop("socket:") == 3
         assert not held
 
 

@@ -213,7 +213,7 @@ def test_a_reload_during_the_first_start_waits_for_it(instance: Instance) -> Non
         instance.launch()
         eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
         assert instance.status().state == "starting"
-        eventually(lambda: len(children(instance.pid)) == 2, "the workers")
+        eventually(lambda: len(children(instance.pid)) == 3, "the workers and the control process")
         instance.signal(signal.SIGHUP)
     eventually(lambda: instance.status().reloads.succeeded == 1, "the reload")
     assert instance.status().restarts == {}
@@ -224,7 +224,7 @@ def test_a_stop_during_the_first_start_ends_it(instance: Instance) -> None:
         instance.write()
         instance.launch()
         eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
-        eventually(lambda: len(children(instance.pid)) == 2, "the workers")
+        eventually(lambda: len(children(instance.pid)) == 3, "the workers and the control process")
         instance.signal(signal.SIGTERM)
         instance.signal(signal.SIGINT)
         assert instance.wait() == 0
@@ -255,8 +255,8 @@ def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) ->
     try:
         while b"ready: " not in shown:
             shown += os.read(terminal, 4096)
-        workers = children(pid)
-        assert len(workers) == 2
+        started = children(pid)
+        assert len(started) == 3
         os.write(terminal, b"\x03")
         try:
             while part := os.read(terminal, 4096):
@@ -267,8 +267,8 @@ def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) ->
     finally:
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert not any(map(alive, workers))
-    assert shown.count(b"cause=exit-0") == 2
+    assert not any(map(alive, started))
+    assert shown.count(b"cause=exit-0") == 3
     assert b"Traceback" not in shown
 
 

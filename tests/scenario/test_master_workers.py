@@ -158,6 +158,8 @@ def test_children_hold_nothing_but_their_own(instance: Instance) -> None:
         expected = [
             "/dev/null",  # stdin
             "/memfd:lb-scoreboard (deleted)",
+            "anon_inode:[eventfd]",  # the workers' bell
+            "anon_inode:[eventfd]",  # the control process's
             "anon_inode:[eventpoll]",
             str(instance.error_path),
             str(instance.output_path),

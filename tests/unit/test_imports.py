@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = "lb.master.spawn"  # the one that runs the workers' code
+LAUNCHER = "lb.master.spawn"  # the one that runs the children's code
+ENTRIES = ("workers.main", "lb.control.main")
 IMPURE = {
     "asyncio",
     "socket",
@@ -78,13 +79,15 @@ def offences(module: str, source: str) -> list[str]:
         return []
     allowed = ALLOWED[home]
     if module == LAUNCHER:
-        allowed = (*allowed, "workers.main")
+        allowed = (*allowed, *ENTRIES)
     found = []
     for line, name in imports(source):
         ours = within(name, ("lb", "workers"))
         # A bare package on the way to an allowed one holds nothing.
         if (ours and name != "workers" and not within(name, allowed)) or name.startswith("."):
             found.append(f"{module}:{line} imports {name}")
+        if within(name, ENTRIES) and module not in (LAUNCHER, *ENTRIES):
+            found.append(f"{module}:{line} imports {name}: only the launcher runs it")
         if home == "workers.core" and name.partition(".")[0] in IMPURE:
             found.append(f"{module}:{line} imports {name}: the core is pure")
     return found
@@ -108,6 +111,7 @@ def test_imports_run_one_way(module: str) -> None:
         ("lb.master.loop", "from workers import io"),
         ("lb.cli.main", "import importlib\nimportlib.import_module('workers.main')"),
         ("lb.master.loop", "from . import spawn"),
+        ("lb.master.master", "from lb.control import main"),
     ],
 )
 def test_the_check_sees_what_is_forbidden(module: str, source: str) -> None:

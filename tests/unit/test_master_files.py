@@ -90,7 +90,7 @@ def test_what_is_sealed_cant_be_changed() -> None:
 def make_plan(folder: pathlib.Path, log: str = "off") -> Plan:
     path = folder / "lb.toml"
     path.write_text(CONFIG.format(log=log))
-    return plans.read(path, plans.first_state(), 1, lambda _kind, _row: False)
+    return plans.first(path)
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from lb.master.child import MAX_WAITING
 from lb.master.loop import Loop
 from lb.master.spawn import Spawned
-from lb.master.worker_process import MAX_WAITING, WorkerProcess
+from lb.master.worker_process import WorkerProcess
 from workers.contract import messages
 from workers.contract.messages import AccessLogFd, AnyMessage, Attach, Commit, Prepared, Ready
 

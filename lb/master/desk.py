@@ -1,0 +1,200 @@
+"""What the control process is told, and what it asks for: the master's side of their channel."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from lb.control.messages import (
+    MAX_EVENT_TEXT,
+    AskReload,
+    AskWorker,
+    Configured,
+    Discovered,
+    Event,
+    Hello,
+    MasterStatus,
+    Reloaded,
+    ToMaster,
+)
+from lb.control.spec import Discovery
+from lb.master.child import close_fds
+from lb.master.control_process import ControlProcess
+from lb.master.discoveries import Discoveries
+from lb.master.fleet import Fleet
+from lb.master.loop import Loop
+from lb.master.questions import Questions
+from lb.master.reload import Reloader
+from lb.master.report import Outcome, StatusReport
+from lb.master.worker_process import WorkerProcess
+from workers.contract.errorlog import ErrorLog
+from workers.contract.messages import MAX_BYTES, Tunnels, TunnelsClosed
+from workers.contract.snapshot import DECODE_ERRORS
+
+KEPT_EVENTS: Final = 200
+_MAX_DISCOVERY: Final = 16 * 1024 * 1024
+_MAX_CHANGES: Final = 50
+_MAX_LINE: Final = 200
+_MAX_ERROR: Final = 4096
+
+
+class Desk:
+    """Tells the control process of every change, and serves its requests. What it says to a control process
+    that is not there (yet) is lost: each begins with everything that is the case (`Hello`)."""
+
+    def __init__(
+        self, loop: Loop, log: ErrorLog, fleet: Fleet, reloader: Reloader, report: Callable[[], StatusReport]
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._fleet = fleet
+        self._reloader = reloader
+        self._report = report
+        self._questions = Questions(loop, fleet)
+        self._discoveries = Discoveries(loop, log, fleet, reloader, self.happened)
+        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._count = 0  # of all events that ever were
+        self._there: ControlProcess | None = None
+        self._telling = False
+
+    # --- what the control process says -------------------------------------------------------------------
+
+    def took(self, child: ControlProcess, message: ToMaster, fds: list[int]) -> None:
+        """One message of the control process."""
+        try:
+            match message:
+                case Hello():
+                    self._greet(child)
+                case AskReload(request=request):
+                    self._reloader.request(
+                        lambda outcome: child.send(Reloaded(request=request, outcome=brief(outcome)))
+                    )
+                case AskWorker():
+                    self._questions.ask(child, message)
+                case Event():
+                    self._keep(message)
+                case Discovered():
+                    self._discovered(fds)
+        finally:
+            close_fds(fds)
+
+    def _greet(self, child: ControlProcess) -> None:
+        self._there = child
+        self.configured()
+        self._tell()
+        for event in self._events:
+            child.send(event)
+
+    def _discovered(self, fds: list[int]) -> None:
+        try:
+            (fd,) = fds
+            data = os.pread(fd, _MAX_DISCOVERY, 0)
+            discovery = msgspec.msgpack.decode(data, type=Discovery)
+        except (ValueError, OSError, *DECODE_ERRORS) as error:
+            self._log.error("what was discovered can't be read", error=error)
+            return
+        self._discoveries.found(discovery)
+
+    # --- what it is told ---------------------------------------------------------------------------------
+
+    def happened(self, kind: str, text: str, **fields: str | int | float) -> None:
+        """Something that people want to know of."""
+        event = Event(kind=kind, text=_clean(text, MAX_EVENT_TEXT), at=time.time(), fields=fields)
+        event = self._keep(event)
+        if self._there is not None:
+            self._there.send(event)
+
+    def _keep(self, event: Event) -> Event:
+        self._count += 1
+        event = msgspec.structs.replace(event, number=self._count)
+        self._events.append(event)
+        return event
+
+    def changed(self) -> None:
+        """The status is another: told once for all that changes in this turn of the loop."""
+        if not self._telling and self._there is not None:
+            self._telling = True
+            self._loop.later(0.0, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        if self._there is None:
+            return
+        message = MasterStatus(report=brief_report(self._report()))
+        if len(msgspec.msgpack.encode(message)) > MAX_BYTES:
+            # The listeners are in the snapshot, too.
+            message = MasterStatus(report=msgspec.structs.replace(message.report, listeners=()))
+        self._there.send(message)
+
+    def configured(self) -> None:
+        """Another configuration is served."""
+        deployment = self._fleet.deployment
+        if self._there is not None:
+            self._there.send(Configured(generation=deployment.generation), deployment.for_control)
+
+    def reloaded(self, outcome: Outcome) -> None:
+        """A reload, or a change of the number of workers, is over."""
+        fields = {"generation": outcome.generation, "seconds": outcome.seconds}
+        if outcome.ok:
+            count = len(outcome.changes)
+            text = f"generation {outcome.generation} is served, {count} changes"
+            self.happened("reload", text, changes=count, **fields)
+        else:
+            first = _clean(outcome.error.partition("\n")[0], _MAX_LINE)
+            self.happened("reload-failed", f"reload failed: {first}", error=first, **fields)
+        self.changed()
+
+    def control_ended(self, pid: int, cause: str) -> None:
+        """The control process itself; its successor tells it."""
+        self._there = None
+        self._questions.forget()
+        self.happened("control-ended", f"the control process ended: {cause}", pid=pid, cause=cause)
+
+    # --- the fleet's witness -----------------------------------------------------------------------------
+
+    def served(self, worker: WorkerProcess) -> None:
+        """A fresh worker serves."""
+        text = f"worker {worker.slot} (pid {worker.pid}) serves"
+        self.happened("worker-serves", text, slot=worker.slot, pid=worker.pid)
+        self.changed()
+
+    def ended(self, worker: WorkerProcess, cause: str, expected: bool) -> None:
+        """A worker's process is gone."""
+        self._questions.ended(worker)
+        text = f"worker {worker.slot} (pid {worker.pid}) {'left' if expected else f'ended: {cause}'}"
+        self.happened("worker-ended", text, slot=worker.slot, pid=worker.pid, cause=cause)
+        self.changed()
+
+    def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
+        """An answer about tunnels."""
+        self._questions.answered(worker, message)
+
+
+def _clean(text: str, most: int) -> str:
+    """`text` cut to `most` characters, and without surrogates, which can't be sent."""
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
+
+
+def _cut(lines: Iterable[str], count: int) -> tuple[str, ...]:
+    everything = tuple(lines)
+    shown = tuple(_clean(line, _MAX_LINE) for line in everything[:count])
+    return shown if len(everything) <= count else (*shown, f"... and {len(everything) - count} more")
+
+
+def brief(outcome: Outcome) -> Outcome:
+    """`outcome` in what fits into a message."""
+    return msgspec.structs.replace(
+        outcome, changes=_cut(outcome.changes, _MAX_CHANGES), error=_clean(outcome.error, _MAX_ERROR)
+    )
+
+
+def brief_report(report: StatusReport) -> StatusReport:
+    """`report` in what fits into a message."""
+    last = report.reloads.last
+    reloads = msgspec.structs.replace(report.reloads, last=None if last is None else brief(last))
+    return msgspec.structs.replace(report, config=_clean(report.config, _MAX_ERROR), reloads=reloads)
