@@ -6,13 +6,26 @@ survive workers, reloads and the control process; whoever wants rates takes diff
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 AdminState = Literal["ready", "drain", "maint"]
 # What a server is in one word: what the operator wants first, then what was seen.
 ServerState = Literal["up", "unchecked", "down", "ejected", "starting", "drain", "maint"]
+HealthWord = Literal["up", "down", "unknown"]
+
+MAX_WEIGHT: Final = 1000  # as in the configuration
+MAX_SECONDS: Final = 1e9
+# The codes that one who sends a Close frame may choose.
+CLOSE_CODES: Final = (
+    {"minimum": 1000, "maximum": 1003},
+    {"minimum": 1007, "maximum": 1014},
+    {"minimum": 3000, "maximum": 4999},
+)
+TunnelId = Annotated[str, Meta(pattern=r"^[0-9]{1,4}-[0-9]{1,10}-[0-9]{1,18}$")]
+Word = Annotated[str, Meta(max_length=1024)]
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +47,7 @@ class LastCheck(View, frozen=True, kw_only=True):
     result: str
     detail: str
     at: float
-    seconds: float  # how long it took
+    seconds: float  # how long it took; 0 is not known
 
 
 class ServerView(View, frozen=True, kw_only=True):
@@ -46,7 +59,7 @@ class ServerView(View, frozen=True, kw_only=True):
     addresses: tuple[str, ...]  # what its name is resolved to
     state: ServerState
     admin: AdminState
-    health: Literal["up", "down", "unknown"]
+    health: HealthWord
     why: str  # why it is in that state, for people; empty while all is well
     since: float  # when the state changed last; 0 is since the start
     ejected_until: float  # 0: not ejected
@@ -136,7 +149,7 @@ class WorkerView(View, frozen=True, kw_only=True):
     wedged: bool
     cpu_seconds: float
     memory_bytes: int  # resident set
-    open_files: int
+    open_files: int  # -1: not known
 
 
 class ReloadView(View, frozen=True, kw_only=True):
@@ -230,23 +243,29 @@ class EventView(View, frozen=True, kw_only=True):
     fields: dict[str, str | int | float]
 
 
-class ServerChange(View, frozen=True, kw_only=True):
+class ServerChange(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the operator wants of a server; `None` leaves it. `weight` -1 goes back to the configured."""
 
     admin: AdminState | None = None
-    weight: int | None = None
+    weight: Annotated[int, Meta(ge=-1, le=MAX_WEIGHT)] | None = None
 
 
-class TunnelClose(View, frozen=True, kw_only=True):
-    """Which tunnels to close, and how. At least one condition is needed; `all` closes every one."""
+class TunnelClose(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which tunnels to close, and how. At least one condition is needed; all that are given must match.
+    `all` closes every one. The code is one that an endpoint may send (RFC 6455, section 7.4); the reason has
+    at most 123 bytes."""
 
-    ids: tuple[str, ...] = ()
-    route: str = ""
-    pool: str = ""
-    server: str = ""
-    client: str = ""
-    older: float = 0.0
-    idle: float = 0.0
+    ids: Annotated[tuple[TunnelId, ...], Meta(max_length=1000)] = ()
+    route: Word = ""
+    pool: Word = ""
+    server: Word = ""
+    client: Word = ""
+    older: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
+    idle: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
     all: bool = False
-    code: int = 1001
-    reason: str = ""
+    code: Annotated[int, Meta(ge=1000, le=4999, extra_json_schema={"anyOf": CLOSE_CODES})] = 1001
+    reason: Annotated[str, Meta(max_length=123)] = ""
+
+
+class Nothing(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An empty object: what is asked for needs no more words."""
