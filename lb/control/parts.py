@@ -38,7 +38,7 @@ class Parts:
         self.adopt()
         for listening, module, name in (
             (metrics, "lb.metrics", "metrics_app"),
-            (admin, "lb.admin", "admin_app"),
+            (admin, "lb.admin.app", "admin_app"),
         ):
             if listening is not None:
                 app = _make(module, name, self._control) or _stand_in()
