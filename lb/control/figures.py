@@ -74,13 +74,14 @@ class Figures:
             rejected_by=reasons,
         )
 
-    def route(self, spec: RouteSpec | RetiredRow) -> RouteFigures:
-        """The figures of `spec`; those by label are empty for a retired row."""
+    def route(self, spec: RouteSpec) -> RouteFigures:
+        """The figures of `spec`."""
         row = self._route_row(spec)
+        requests = self._requests(spec, row[RouteCell.OTHER_REQUESTS])
         return RouteFigures(
             in_flight=row[RouteCell.IN_FLIGHT],
-            requests=row[RouteCell.REQUESTS],
-            requests_by=self._requests(spec, row[RouteCell.OTHER_REQUESTS]),
+            requests=sum(requests.values()),
+            requests_by=requests,
             tunnels=row[RouteCell.TUNNELS],
             client_bytes=row[RouteCell.CLIENT_BYTES],
             server_bytes=row[RouteCell.SERVER_BYTES],
@@ -94,6 +95,10 @@ class Figures:
             handshake=histogram(row, RouteCell.HANDSHAKE_SUM, RouteCell.HANDSHAKE, HANDSHAKE_SECONDS),
             tunnel=histogram(row, RouteCell.TUNNEL_SUM, RouteCell.TUNNEL, TUNNEL_SECONDS),
         )
+
+    def in_flight(self, spec: RouteSpec | RetiredRow) -> int:
+        """Exchanges of the route that have not ended."""
+        return self._route_row(spec)[RouteCell.IN_FLIGHT]
 
     def pool(self, spec: PoolSpec) -> PoolFigures:
         """The figures of `spec`."""
@@ -121,7 +126,7 @@ class Figures:
             tunnels=row[ServerCell.TUNNELS],
             connections=row[ServerCell.CONNECTIONS],
             idle=row[ServerCell.IDLE],
-            requests=row[ServerCell.REQUESTS],
+            requests=sum(responses.values()),
             errors=row[ServerCell.ERRORS],
             retries=row[ServerCell.RETRIES],
             waiting=row[ServerCell.WAITING],
@@ -179,14 +184,14 @@ class Figures:
         rows = [_row(slab, slab.route_base(spec.slot), RouteCell.WIDTH) for _, slab in self._slabs]
         return _total(rows, RouteCell.OWNER, spec.owner, RouteCell.WIDTH)
 
-    def _requests(self, spec: RouteSpec | RetiredRow, other: int) -> dict[tuple[str, int], int]:
+    def _requests(self, spec: RouteSpec, other: int) -> dict[tuple[str, int], int]:
         found: dict[tuple[str, int], int] = {}
         for detail, count in self._labels(Kind.REQUESTS, spec.slot, spec.owner).items():
             _put(found, (_name(METHODS, detail >> 10), detail & 0x3FF), count)
         _add(found, (OTHER, 0), other)
         return found
 
-    def _closes(self, spec: RouteSpec | RetiredRow, other: int) -> dict[tuple[str, int], int]:
+    def _closes(self, spec: RouteSpec, other: int) -> dict[tuple[str, int], int]:
         found: dict[tuple[str, int], int] = {}
         for detail, count in self._labels(Kind.CLOSES, spec.slot, spec.owner).items():
             _put(found, (_name(INITIATORS, detail >> 13), detail & 0x1FFF), count)
