@@ -33,7 +33,6 @@ class WorkerFigures(NamedTuple):
     log_dropped: int
     accept_paused: int
     lag: float  # seconds
-    upstream_idle: int
     listeners: int
     faults: int
     tls_12: int
@@ -120,7 +119,6 @@ def worker_figures(slot: int, cells: Sequence[int]) -> WorkerFigures:
         log_dropped=cells[WorkerCell.LOG_DROPPED],
         accept_paused=cells[WorkerCell.ACCEPT_PAUSED],
         lag=cells[WorkerCell.LAG] / NANOSECONDS,
-        upstream_idle=cells[WorkerCell.UPSTREAM_IDLE],
         listeners=cells[WorkerCell.LISTENERS],
         faults=cells[WorkerCell.FAULTS],
         tls_12=cells[WorkerCell.TLS_12],

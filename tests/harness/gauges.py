@@ -40,12 +40,11 @@ class Gauges:
                 found["route_tunnels"] += cells[route + RouteCell.TUNNELS]
                 found["active"] += cells[server + ServerCell.ACTIVE]
                 found["server_tunnels"] += cells[server + ServerCell.TUNNELS]
-                found["upstreams"] += cells[server + ServerCell.CONNECTIONS]
+                # Idle connections to servers are no exchange's: they may stay.
+                found["upstreams"] += cells[server + ServerCell.CONNECTIONS] - cells[server + ServerCell.IDLE]
                 found["waiting"] += cells[server + ServerCell.WAITING]
             found["connections"] += cells[WorkerCell.CONNECTIONS]
             found["tunnels"] += cells[WorkerCell.TUNNELS]
-            # Idle connections to servers are no exchange's: they may stay.
-            found["upstreams"] -= cells[WorkerCell.UPSTREAM_IDLE]
         return Counter({name: value for name, value in found.items() if value})
 
     def wait(self, **expected: int) -> None:

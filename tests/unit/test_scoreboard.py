@@ -180,13 +180,13 @@ def test_a_child_and_its_parent_see_the_same_cells(board: Scoreboard) -> None:
 
 def test_a_child_finds_the_scoreboard_by_its_descriptor(board: Scoreboard) -> None:
     slab = board.slab(2)
-    slab.cells[slab.route_base(4) + RouteCell.REQUESTS] = 9
+    slab.cells[slab.route_base(4) + RouteCell.CLIENT_BYTES] = 9
 
     def work() -> bool:
         found = Scoreboard.attach(board.fd)
         theirs = found.slab(2)
         theirs.cells[theirs.server_base(3) + ServerCell.ACTIVE] = -3
-        return (found.capacity, theirs.cells[theirs.route_base(4) + RouteCell.REQUESTS]) == (SMALL, 9)
+        return (found.capacity, theirs.cells[theirs.route_base(4) + RouteCell.CLIENT_BYTES]) == (SMALL, 9)
 
     assert in_child(work)
     assert slab.cells[slab.server_base(3) + ServerCell.ACTIVE] == -3
@@ -203,7 +203,7 @@ def test_a_successor_clears_the_gauges_and_keeps_the_counters(board: Scoreboard)
             slab_of_all.cells[index] = 5
     slab.clear_gauges(board.capacity)
     gauges = {
-        WorkerCell.CONNECTIONS, WorkerCell.TUNNELS, WorkerCell.UPSTREAM_IDLE, WorkerCell.LISTENERS,
+        WorkerCell.CONNECTIONS, WorkerCell.TUNNELS, WorkerCell.LISTENERS,
         *(slab.listener_base(slot) + ListenerCell.CONNECTIONS for slot in range(SMALL.listeners)),
         *(slab.route_base(slot) + cell for slot in range(SMALL.routes)
           for cell in (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)),

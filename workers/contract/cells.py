@@ -35,7 +35,6 @@ class WorkerCell(enum.IntEnum):
     LOG_DROPPED = 7  # counter: access log lines that were lost
     ACCEPT_PAUSED = 8  # counter: accept failed for want of fds or memory
     LAG = 9  # nanoseconds that the last tick came late
-    UPSTREAM_IDLE = 10  # gauge: idle upstream connections
     LISTENERS = 11  # gauge: listening sockets served
     FAULTS = 12  # counter: callbacks of the event loop that failed, each a bug
     TLS_12 = 13  # counter: handshakes of clients that ended well, TLS 1.2
@@ -64,7 +63,6 @@ class RouteCell(enum.IntEnum):
     """A row per route."""
 
     IN_FLIGHT = 0  # gauge: exchanges
-    REQUESTS = 1  # counter: exchanges that ended, upgrades among them
     TUNNELS = 2  # gauge
     OWNER = 3
     OTHER_REQUESTS = 4
@@ -121,7 +119,6 @@ class ServerCell(enum.IntEnum):
     ACTIVE = 0  # gauge: exchanges in flight plus tunnels; what least-conn and p2c compare
     TUNNELS = 1  # gauge
     CONNECTIONS = 2  # gauge: open upstream connections, idle ones too
-    REQUESTS = 3
     ERRORS = 4
     RETRIES = 5
     WAITING = 6  # gauge: queued requests that this server could serve

@@ -141,7 +141,6 @@ class Slab:
 _WORKER_GAUGES: Final[tuple[int, ...]] = (
     WorkerCell.CONNECTIONS,
     WorkerCell.TUNNELS,
-    WorkerCell.UPSTREAM_IDLE,
     WorkerCell.LISTENERS,
 )
 _LISTENER_GAUGES: Final[tuple[int, ...]] = (ListenerCell.CONNECTIONS,)

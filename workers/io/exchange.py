@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from workers.io.downstream import Client
     from workers.io.pool import Server
 
-_ROUTE_REQUESTS: Final = int(RouteCell.REQUESTS)
 _SECONDS_SUM: Final = int(RouteCell.SECONDS_SUM)
 _SECONDS: Final = int(RouteCell.SECONDS)
 _HANDSHAKES: Final = int(RouteCell.HANDSHAKES)
@@ -48,7 +47,8 @@ _HANDSHAKE: Final = int(RouteCell.HANDSHAKE)
 _REQUESTS: Final = int(WorkerCell.REQUESTS)
 _HIT: Final = int(StickyResult.HIT)
 _MOVED: Final = int(StickyResult.MOVED)
-_NANOSECONDS: Final = 1_000_000_000
+_HTTP_BOUNDS: Final = tuple(int(bound * 1_000_000_000) for bound in HTTP_SECONDS)
+_HANDSHAKE_BOUNDS: Final = tuple(int(bound * 1_000_000_000) for bound in HANDSHAKE_SECONDS)
 _METHODS: Final = {name.encode("ascii"): index << 10 for index, name in enumerate(METHODS)}
 _OTHER: Final = OTHER_METHOD << 10
 _BY_WORD: Final = {refusal.reason: refusal for refusal in errors.REASONS}
@@ -104,7 +104,7 @@ class Exchange(ResponseSide):
         self.received = head.size
         self.sent = 0
         self.request_id = b""
-        self.started = time.monotonic()
+        self.started = time.monotonic_ns()
         self.sent_at = 0.0
 
     # --- the beginning -------------------------------------------------------------------------------
@@ -423,16 +423,15 @@ class Exchange(ResponseSide):
             base = route.base
             if self.counted:
                 cells[base] -= 1
-            cells[base + _ROUTE_REQUESTS] += 1
             label = _METHODS.get(self.head.method, _OTHER) | status
             place = route.counts.get(label)
             cells[route.count_place(label) if place is None else place] += 1
-            seconds = time.monotonic() - self.started
+            nanoseconds = time.monotonic_ns() - self.started
             if self.head.upgrade:
-                self._count_handshake(status, reason, seconds)
+                self._count_handshake(status, reason, nanoseconds)
             else:
-                cells[base + _SECONDS_SUM] += int(seconds * _NANOSECONDS)
-                cells[base + _SECONDS + bisect_left(HTTP_SECONDS, seconds)] += 1
+                cells[base + _SECONDS_SUM] += nanoseconds
+                cells[base + _SECONDS + bisect_left(_HTTP_BOUNDS, nanoseconds)] += 1
         else:
             client.listener.reject(_BY_WORD.get(reason, errors.REDIRECTED))
         if not self.request_done:
@@ -442,13 +441,13 @@ class Exchange(ResponseSide):
         journal = self.worker.journal
         return journal is not None and journal.exchange(self, status, reason)
 
-    def _count_handshake(self, status: int, reason: str, seconds: float) -> None:
+    def _count_handshake(self, status: int, reason: str, nanoseconds: int) -> None:
         cells = self.worker.slab.cells
         base = self.route.base
         if status == 101:
             result = HandshakeResult.ACCEPTED
-            cells[base + _HANDSHAKE_SUM] += int(seconds * _NANOSECONDS)
-            cells[base + _HANDSHAKE + bisect_left(HANDSHAKE_SECONDS, seconds)] += 1
+            cells[base + _HANDSHAKE_SUM] += nanoseconds
+            cells[base + _HANDSHAKE + bisect_left(_HANDSHAKE_BOUNDS, nanoseconds)] += 1
         elif status == CLIENT_CLOSED:
             result = HandshakeResult.CLIENT_CLOSED
         elif not reason:

@@ -70,7 +70,7 @@ class Journal:
                     status,
                     exchange.sent,
                     exchange.received,
-                    now - exchange.started,
+                    now - exchange.started / 1e9,
                     route.name if route is not None else "",
                     route.pool.spec.name if route is not None else "",
                     exchange.last_server,

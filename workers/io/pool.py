@@ -17,7 +17,6 @@ from workers.contract.cells import (
     ServerCell,
     StateCell,
     StickyResult,
-    WorkerCell,
 )
 from workers.contract.errors import Refusal
 from workers.contract.series import Kind, status_label
@@ -37,11 +36,9 @@ if TYPE_CHECKING:
 NANOSECONDS: Final = 1_000_000_000
 # Policies that compare the servers' load; the others need no scores.
 # Plain ints: an enum member costs a look-up per use.
-_REQUESTS = int(ServerCell.REQUESTS)
 _WAITING = int(ServerCell.WAITING)
 _BOUND = int(ServerCell.BOUND)
 _IDLE = int(ServerCell.IDLE)
-_WORKER_IDLE = int(WorkerCell.UPSTREAM_IDLE)
 _ERRORS = int(ServerCell.ERRORS)
 _RETRIES = int(ServerCell.RETRIES)
 _OTHER_REQUESTS = int(ServerCell.OTHER_REQUESTS)
@@ -92,9 +89,7 @@ class Server:
     def begin(self) -> None:
         """One exchange or tunnel more."""
         self.active += 1
-        cells = self.worker.slab.cells
-        cells[self.base] += 1
-        cells[self.base + _REQUESTS] += 1
+        self.worker.slab.cells[self.base] += 1
         if self.pool.scored:
             self.rescore()
 
@@ -139,9 +134,7 @@ class Server:
             self._judge(self.watch.failed(refusal))
 
     def answered(self, status: int) -> None:
-        """Counts an answer, the final one of an exchange."""
-        place = self.counts.get(status)
-        self.worker.slab.cells[self.count_place(status) if place is None else place] += 1
+        """Takes in an answer, the final one of an exchange. (It is counted where it is read.)"""
         if self.watch is not None:
             self._judge(self.watch.answered(status))
 
@@ -193,25 +186,22 @@ class Server:
         if self.retired or len(idle) >= self.pool.spec.keep_alive.max_idle:
             return False
         idle.append(connection)
-        self._idle(1)
+        self.worker.slab.cells[self.base + _IDLE] = len(idle)
         return True
 
     def unpark(self, connection: Upstream) -> None:
         """Forgets an idle connection that is closing."""
         self.idle.remove(connection)
-        self._idle(-1)
-
-    def _idle(self, change: int) -> None:
-        cells = self.worker.slab.cells
-        cells[_WORKER_IDLE] += change
-        cells[self.base + _IDLE] += change
+        self.worker.slab.cells[self.base + _IDLE] = len(self.idle)
 
     def take(self) -> Upstream | None:
         """The idle connection that was used last, if there is one."""
-        if not self.idle:
+        idle = self.idle
+        if not idle:
             return None
-        self._idle(-1)
-        return self.idle.pop()
+        connection = idle.pop()
+        self.worker.slab.cells[self.base + _IDLE] = len(idle)
+        return connection
 
     def retire(self) -> None:
         """A reload took this server away (or changed it): its idle connections close."""

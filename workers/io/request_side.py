@@ -65,7 +65,7 @@ class RequestSide:
     received: int  # bytes from the client
     sent: int  # bytes to the client
     request_id: bytes
-    started: float  # monotonic seconds
+    started: int  # monotonic nanoseconds
     sent_at: float
 
     # What binds the two sides (`Exchange`) is called from both.

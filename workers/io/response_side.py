@@ -82,7 +82,11 @@ class ResponseSide(RequestSide):
                     return -1
             start += head.size
         if (server := self.server) is not None:
-            server.answered(head.status)
+            status = head.status
+            place = server.counts.get(status)
+            self.worker.slab.cells[server.count_place(status) if place is None else place] += 1
+            if server.watch is not None:
+                server.answered(status)
         if head.status == 503 and self.try_next():
             return -1
         self.response = head
@@ -263,7 +267,8 @@ class ResponseSide(RequestSide):
         extra = b"" if head.plain else b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
         if self.set_cookie:
             extra += b"\r\nSet-Cookie: " + self.set_cookie
-        if self.server is not None:
-            self.server.answered(101)
+        if (server := self.server) is not None:
+            self.worker.slab.cells[server.counts.get(101) or server.count_place(101)] += 1
+            server.answered(101)
         self.response = head
         tunnel.open_tunnel(self, client_head(head, extra, self.route.response_rules), bytes(rest))
