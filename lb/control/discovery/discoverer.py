@@ -12,7 +12,7 @@ from lb.control.discovery.files import ServersFile
 from lb.control.discovery.hosts import HostName
 from lb.control.discovery.resolver import Resolver
 from lb.control.discovery.services import ServiceName
-from lb.control.discovery.source import Source
+from lb.control.discovery.source import Source, Value
 from lb.control.spec import DiscoverSpec, Discovery, FoundServer
 
 GATHER: Final = 0.05  # seconds in which changes are told together
@@ -30,7 +30,7 @@ class Discoverer:
         self._nameservers: tuple[str, ...] = ()
         self._hosts: dict[str, Source[tuple[str, ...]]] = {}
         self._lists: dict[Key, Source[Servers]] = {}
-        self._running: dict[int, asyncio.Task[None]] = {}  # by id of the source
+        self._running: dict[Source[Any], asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._released: dict[str, Servers] = {}  # by pool: what may be told
         self._told = Discovery()
@@ -118,14 +118,14 @@ class Discoverer:
             return Source(f"srv://{name}", service.ask, self._changed, control.log, control.events)
         file = ServersFile(name, refresh)
         return Source(
-            f"file {name}", file.ask, self._changed, control.log, control.events, retry=lambda _: refresh
+            f"file {name}", file.ask, self._changed, control.log, control.events, looks_every=refresh
         )
 
-    def _start(self, source: Source[Any], value: object) -> Any:
+    def _start(self, source: Source[Value], value: Value | None) -> Source[Value]:
         source.value = value
         task = asyncio.get_running_loop().create_task(source.run(), name=source.what)
         task.add_done_callback(self._ended)
-        self._running[id(source)] = task
+        self._running[source] = task
         return source
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -133,7 +133,7 @@ class Discoverer:
             self._control.log.error("discovery broke down", source=task.get_name(), error=error)
 
     def _stop(self, source: Source[Any]) -> None:
-        task = self._running.pop(id(source))
+        task = self._running.pop(source)
         task.cancel()
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -147,7 +147,6 @@ class Discoverer:
 
     def _changed(self) -> None:
         if not self._closed:
-            self._start_and_stop()
             self._gather()
 
     def _gather(self) -> None:
@@ -156,6 +155,7 @@ class Discoverer:
 
     def _tell(self) -> None:
         self._timer = None
+        self._start_and_stop()
         for one in self._control.spec.discover:
             servers = self._merged(one)
             if servers is not None and self._resolved(servers):
@@ -165,7 +165,7 @@ class Discoverer:
             addresses={name: host.value for name, host in self._hosts.items() if host.value is not None},
         )
         told, self._told = self._told, now
-        self._start_and_stop()
+        self._start_and_stop()  # nobody needs the names of servers that went away
         if picture.is_news(told, now):
             self._control.discovered(now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Mapping
 
@@ -24,6 +25,7 @@ def host_to_resolve(server: FoundServer) -> str | None:
     return name_to_resolve(server.address.rpartition(":")[0])
 
 
+@functools.lru_cache(maxsize=8192)
 def name_to_resolve(host: str) -> str | None:
     """`host` where it is a name, `None` where it is an IP address."""
     try:

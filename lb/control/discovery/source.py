@@ -45,7 +45,8 @@ class Source(Generic[Value]):
     waited for, however long it takes, while the source is told to fail.
 
     `value` is the last answer, `None` before the first; `settled` says that the first attempt is over;
-    `problem` says what fails now. `changed()` is called after every change of these.
+    `problem` says what fails now. `changed()` is called after every change of these. `looks_every` is for
+    what costs nobody anything: it is asked for so often, and no seldomer after failures.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Source(Generic[Value]):
         log: ErrorLog,
         events: EventLog,
         *,
-        retry: Callable[[int], float] = back_off,
+        looks_every: float | None = None,
     ) -> None:
         self.what = what
         self.value: Value | None = None
@@ -68,7 +69,7 @@ class Source(Generic[Value]):
         self._changed = changed
         self._log = log
         self._events = events
-        self._retry = retry
+        self._looks_every = looks_every
         self._in_a_row = 0
         self._asked: asyncio.Future[Answer[Value]] | None = None
 
@@ -109,10 +110,11 @@ class Source(Generic[Value]):
         self.failures += 1
         self._in_a_row += 1
         if why != self.problem:
-            # Once per outage for those who listen; the log has its further reasons, too.
+            # What a name server says varies during one outage; what is wrong in a file is another thing each
+            # time.
             self._log.warning("discovery failed", source=self.what, reason=why, kept=self.value is not None)
-            if not self.problem:
+            if not self.problem or self._looks_every is not None:
                 self._events.add("discovery-failed", f"{self.what}: {why}", source=self.what, reason=why)
             self.problem, self.settled = why, True
             self._changed()
-        return self._retry(self._in_a_row)
+        return back_off(self._in_a_row) if self._looks_every is None else self._looks_every
