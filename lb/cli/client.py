@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from lb.cli.serve import default_file
+from lb.cli.defaults import default_file
 from lb.master import places, sockets
 from lb.master.failures import reason
 from lb.master.report import Reply, Request
@@ -30,7 +30,7 @@ def ask(request: Request, config: pathlib.Path | None, admin: str | None, timeou
 
     Raises `Unreachable`.
     """
-    place = _place(config, admin)
+    place = command_socket(config, admin)
     if config is not None:
         request = msgspec.structs.replace(request, config=str(config.absolute()))
     try:
@@ -60,7 +60,8 @@ def _exchange(place: pathlib.Path, request: Request, timeout: float) -> bytes:
         return bytes(answer)
 
 
-def _place(config: pathlib.Path | None, admin: str | None) -> pathlib.Path:
+def command_socket(config: pathlib.Path | None, admin: str | None) -> pathlib.Path:
+    """Where the command socket is that `admin` or `config` names, else the only one. Raises `Unreachable`."""
     if admin is not None:
         if not admin.startswith("unix:/"):
             raise Unreachable(f"--admin {admin}: expected unix:/path of the command socket")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from lb.cli import control, files, serve
+from lb.cli import control, files, options, server, tunnels
 from lb.cli.version import version
 from lb.master.failures import EXIT_USAGE
 
@@ -26,87 +25,73 @@ class Command(NamedTuple):
     run: Callable[[Arguments], int]
 
 
-def _config_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        metavar="FILE",
-        type=pathlib.Path,
-        help="configuration file (default: lb.toml, config/lb.toml or /etc/lb/lb.toml, whichever is there)",
-    )
+# What takes long to import is imported by the command that needs it.
 
 
-def _running_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c", "--config", metavar="FILE", type=pathlib.Path, help="the configuration file that it runs on"
-    )
-    parser.add_argument(
-        "--admin", metavar="ADDRESS", help="its command socket, unix:/path (default: found by FILE)"
-    )
+def _run(arguments: Arguments) -> int:
+    from lb.cli import serve
+
+    return serve.run(arguments)
 
 
-def _json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _demo(arguments: Arguments) -> int:
+    from lb.cli import serve
+
+    return serve.demo(arguments)
 
 
-def _init_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", type=pathlib.Path, default=pathlib.Path("lb.toml"), metavar="FILE")
-    parser.add_argument("--force", action="store_true", help="overwrite the file")
+def _top(arguments: Arguments) -> int:
+    from lb.cli.top import top
 
-
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=pathlib.Path, metavar="FILE")
-    _json_option(parser)
-
-
-def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", type=pathlib.Path, metavar="OLD")
-    parser.add_argument("new", type=pathlib.Path, metavar="NEW")
-    _json_option(parser)
-
-
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    _running_options(parser)
-    _json_option(parser)
-
-
-def _stop_arguments(parser: argparse.ArgumentParser) -> None:
-    _running_options(parser)
-    parser.add_argument("--now", action="store_true", help="don't wait for what is in flight")
+    return top(arguments)
 
 
 COMMANDS: Final = {
-    "run": Command("run the load balancer in the foreground", "lb run -c lb.toml", _config_option, serve.run),
-    "demo": Command("run it over embedded demo servers", "lb demo", _config_option, serve.demo),
-    "init": Command("write a starter configuration", "lb init", _init_arguments, files.init),
+    "run": Command("run the load balancer in the foreground", "lb run -c lb.toml", options.config, _run),
+    "demo": Command("run it over embedded demo servers", "lb demo", options.config, _demo),
+    "init": Command("write a starter configuration", "lb init", options.init, files.init),
     "check": Command(
-        "check a configuration file and print every error", "lb check lb.toml", _check_arguments, files.check
+        "check a configuration file and print every error", "lb check lb.toml", options.check, files.check
     ),
     "diff": Command(
         "show what a reload from OLD to NEW would change",
         "lb diff lb.toml new.toml",
-        _diff_arguments,
+        options.diff,
         files.diff,
     ),
     "reload": Command(
         "read the configuration again, in place, and wait for the outcome",
         "lb reload -c lb.toml",
-        _data_arguments,
+        options.data,
         control.reload,
     ),
     "status": Command(
-        "show the workers, listeners and reloads of a running lb",
+        "show the workers, listeners, pools and reloads of a running lb",
         "lb status --json",
-        _data_arguments,
+        options.data,
         control.status,
     ),
+    "top": Command("watch a running lb live", "lb top --interval 2s", options.top, _top),
+    "server": Command(
+        "show a server, or drain it, take it out, bring it back or weigh it",
+        "lb server web/10.0.0.11:8080 drain",
+        options.server,
+        server.server,
+    ),
+    "tunnels": Command(
+        "list the established WebSockets, or close some",
+        'lb tunnels close --server 10.0.0.11:9000 --older 1h --code 1012 --reason "maintenance"',
+        options.tunnels,
+        tunnels.tunnels,
+    ),
     "stop": Command(
-        "stop a running lb and wait for its end", "lb stop -c lb.toml", _stop_arguments, control.stop
+        "stop a running lb and wait for its end", "lb stop -c lb.toml", options.stop, control.stop
     ),
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and those of the commands."""
     parser = argparse.ArgumentParser(
         prog="lb",
         description="An edge load balancer for HTTP and WebSocket.",
@@ -114,21 +99,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lb {version()}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    parsers = {}
     for name, command in COMMANDS.items():
         one = commands.add_parser(
             name, help=command.help, description=command.help, epilog=f"example: {command.example}"
         )
         command.arguments(one)
-    return parser
+        parsers[name] = one
+    return parser, parsers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lb` with `arguments` (default: the process's own). Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
-        near = difflib.get_close_matches(given[0], COMMANDS, 1)
+    parser, parsers = _parsers()
+    name = given[0] if given else ""
+    if name in COMMANDS:
+        # Intermixed: options may stand between actions or ids.
+        return COMMANDS[name].run(parsers[name].parse_intermixed_args(given[1:]))
+    if name and not name.startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean lb {near[0]}?" if near else "lb --help lists the commands"
-        print(f"lb: there is no command {given[0]!r}; {hint}", file=sys.stderr)
+        print(f"lb: there is no command {name!r}; {hint}", file=sys.stderr)
         return EXIT_USAGE
-    parsed = _parser().parse_args(given)
-    return COMMANDS[parsed.command].run(parsed)
+    parser.parse_args(given)  # shows help or version, or says what is wrong
+    return EXIT_USAGE

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from typing import Final
 
-from lb.master.report import Outcome, StatusReport, WorkerReport
+import msgspec
+
+from lb.admin.views import PoolView, ServerView, StatusView, WorkerView
+from lb.cli.text import clean, clock, duration, number, table
+from lb.master.report import ListenerReport, Outcome, ReloadReport, StatusReport, WorkerReport
 
 _STALE_HEARTBEAT = 2.0  # seconds; shown then
-_UNITS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+_MANY_SERVERS: Final = 20  # of a pool; beyond, `lb status` shows those alone that something is wrong with
 
 
 def outcome_text(outcome: Outcome) -> str:
@@ -22,24 +25,65 @@ def outcome_text(outcome: Outcome) -> str:
     return "\n".join([head, *(f"  {change}" for change in outcome.changes)])
 
 
-def status_text(report: StatusReport) -> str:
-    """The verdict, then workers, listeners, reloads and restarts."""
-    return "\n".join(
-        [*_verdict(report), "", *_workers(report), "", *_listeners(report), "", *_history(report)]
+def report_of(view: StatusView) -> StatusReport:
+    """What the admin API says, as the master would. The age of a heartbeat is the loop's lag."""
+    last = view.last_reload
+    outcome = None if last is None else msgspec.convert(last, Outcome, from_attributes=True)
+    return StatusReport(
+        version=view.version,
+        pid=view.pid,
+        config=view.config,
+        uptime=view.uptime,
+        state=view.state,
+        generation=view.generation,
+        workers=tuple(_worker_report(worker) for worker in view.workers),
+        workers_wanted=view.workers_wanted,
+        listeners=msgspec.convert(view.listeners, tuple[ListenerReport, ...], from_attributes=True),
+        reloads=ReloadReport(succeeded=view.reloads_succeeded, failed=view.reloads_failed, last=outcome),
+        restarts=view.restarts,
+        control_pid=view.control_pid,
     )
 
 
-def _verdict(report: StatusReport) -> list[str]:
+def _worker_report(worker: WorkerView) -> WorkerReport:
+    figures = msgspec.structs.asdict(worker) | {"heartbeat_age": worker.loop_lag, "listening_sockets": 0}
+    return msgspec.convert(figures, WorkerReport)
+
+
+def status_text(report: StatusReport, view: StatusView | None = None, note: str = "") -> str:
+    """The verdict, then workers, listeners, pools, reloads and restarts. `note` says why there is no
+    `view`, which has the pools."""
+    lines = [*_verdict(report, view, note), "", *_workers(report), "", *_listeners(report), ""]
+    if view is not None:
+        lines += [*pools_text(view.pools), ""]
+    return "\n".join([*lines, *_history(report)])
+
+
+def verdict_word(report: StatusReport, view: StatusView | None) -> str:
+    """One word for how it is: OK, DEGRADED, NOT READY, or what it is doing."""
+    if report.state != "serving":
+        return report.state.upper()
+    if view is not None and not view.ready:
+        return "NOT READY"
     serving = sum(worker.state == "serving" for worker in report.workers)
-    missing = report.workers_wanted - serving
-    word = report.state.upper() if report.state != "serving" else ("OK" if missing <= 0 else "DEGRADED")
+    troubled = serving < report.workers_wanted or (view is not None and view.problems)
+    return "DEGRADED" if troubled else "OK"
+
+
+def _verdict(report: StatusReport, view: StatusView | None, note: str) -> list[str]:
+    serving = sum(worker.state == "serving" for worker in report.workers)
     lines = [
-        f"{word}: {serving} of {report.workers_wanted} workers serving, up {duration(report.uptime)}"
-        f" (pid {report.pid}, lb {report.version})",
+        f"{verdict_word(report, view)}: {serving} of {report.workers_wanted} workers serving,"
+        f" up {duration(report.uptime)} (pid {report.pid}, lb {report.version})",
         f"configuration {report.config}, generation {report.generation}",
     ]
+    if view is not None:
+        lines += [f"! {clean(problem)}" for problem in view.problems]
+    if note:
+        lines.append(f"! {note}")
     last = report.reloads.last
-    if last is not None and not last.ok:
+    # The first line of the error is among the problems.
+    if last is not None and not last.ok and (view is None or "\n" in last.error.strip()):
         lines.append(f"LAST RELOAD FAILED at {clock(last.at)}: {last.error}")
     return lines
 
@@ -67,6 +111,36 @@ def _listeners(report: StatusReport) -> list[str]:
     return table(rows)
 
 
+def pools_text(pools: tuple[PoolView, ...], *, every: bool = False) -> list[str]:
+    """Each pool's servers, with what is wrong with them; of large pools, unless `every`, those alone that
+    something is wrong with."""
+    rows = [["server", "state", "weight", "active", "tunnels", "requests", "errors", "why"]]
+    notes = []
+    for pool in pools:
+        shown = pool.servers
+        if not every and len(shown) > _MANY_SERVERS:
+            shown = tuple(server for server in shown if server.state not in ("up", "unchecked"))
+            notes.append(f"pool {pool.name}: {len(pool.servers) - len(shown)} more servers are well")
+        rows.extend(_server(server) for server in shown)
+        if pool.queued:
+            notes.append(f"pool {pool.name}: {pool.queued} requests queue")
+    return [*table(rows), *notes]
+
+
+def _server(server: ServerView) -> list[str]:
+    figures = (server.active, server.tunnels, server.requests, server.errors)
+    state = server.state + (" (backup)" if server.backup else "")
+    name = f"{server.pool}/{server.name}"
+    return [name, state, weight_text(server), *map(str, figures), clean(server.why)]
+
+
+def weight_text(server: ServerView) -> str:
+    """The configured weight, and the effective one where it differs: 4, 4 (now 1.5)."""
+    if server.effective_weight in (server.weight, 0):
+        return str(server.weight)
+    return f"{server.weight} (now {number(server.effective_weight)})"
+
+
 def _history(report: StatusReport) -> list[str]:
     reloads = report.reloads
     line = f"reloads: {reloads.succeeded} done, {reloads.failed} failed"
@@ -74,29 +148,3 @@ def _history(report: StatusReport) -> list[str]:
         line += f"; last at {clock(reloads.last.at)}, {len(reloads.last.changes)} changes"
     causes = ", ".join(f"{count} {cause}" for cause, count in sorted(report.restarts.items())) or "none"
     return [line, f"worker restarts: {causes}"]
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows in columns that are as wide as their widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 42s, 7m 5s, 3h 12m, 9d 4h."""
-    whole = int(seconds)
-    for unit, size, smaller, smaller_size in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "m", 60),
-        ("m", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // smaller_size}{smaller}"
-    return f"{whole}s"
-
-
-def clock(unix_time: float) -> str:
-    """Local time with date."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_time))

@@ -9,7 +9,8 @@ import pytest
 
 from lb.cli import main
 from lb.cli.main import COMMANDS
-from lb.cli.show import duration, outcome_text, status_text
+from lb.cli.show import outcome_text, status_text
+from lb.cli.text import duration
 from lb.master import places
 from lb.master.report import (
     ListenerReport,
@@ -131,20 +132,35 @@ def test_run_without_a_file_says_what_to_do(
     assert "lb init" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["reload", "status", "stop"])
+NEEDS_LB = ["reload", "status", "stop", "server", "tunnels", "top"]
+
+
+@pytest.mark.parametrize("name", NEEDS_LB)
 def test_nobody_there(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(places, "folder", lambda: tmp_path / "run")
-    assert main([name]) == 1
+    given = [name, "--once"] if name == "top" else [name]
+    assert main(given) == 1
     assert "no lb runs here" in capsys.readouterr().err
-    assert main([name, "--admin", f"unix:{tmp_path}/nobody"]) == 1
-    assert "no lb answers" in capsys.readouterr().err
-    assert main([name, "--admin", "localhost:1"]) == 1
-    assert "unix:/path" in capsys.readouterr().err
-    assert main([name, "-c", str(tmp_path / "missing.toml")]) == 1
+    assert main([*given, "--admin", f"unix:{tmp_path}/command.sock"]) == 1
+    assert " answers at " in capsys.readouterr().err
+    assert main([*given, "-c", str(tmp_path / "missing.toml")]) == 1
     assert "missing.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDS_LB if name != "stop"])
+def test_an_address_that_makes_no_sense(name: str, capsys: Capture) -> None:
+    given = [name, "--once"] if name == "top" else [name]
+    assert main([*given, "--admin", "over the rainbow"]) == 1
+    assert "expected unix:/path, host:port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("admin", ["localhost:1", "unix:/run/lb/admin.sock"])
+def test_the_admin_api_cant_stop(admin: str, capsys: Capture) -> None:
+    assert main(["stop", "--admin", admin]) == 2
+    assert "command socket" in capsys.readouterr().err
 
 
 def worker(slot: int, **changed: object) -> WorkerReport:

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from lb.cli.client import Unreachable, _place
+from lb.cli.client import Unreachable, command_socket
 from lb.master import places
 from lb.master.failures import StartError
 
@@ -62,7 +62,7 @@ def test_a_link_is_no_folder(tmp_path: pathlib.Path) -> None:
 def test_the_pid_file_says_where_even_in_a_broken_file(text: str, name: str, tmp_path: pathlib.Path) -> None:
     config = tmp_path / "lb.toml"
     config.write_text(text)
-    assert _place(config, None) == tmp_path / name
+    assert command_socket(config, None) == tmp_path / name
 
 
 def test_without_a_pid_file_it_is_the_default(
@@ -71,12 +71,12 @@ def test_without_a_pid_file_it_is_the_default(
     monkeypatch.setattr(places, "folder", lambda: tmp_path)
     config = tmp_path / "lb.toml"
     config.write_text("process = 3\n")
-    assert _place(config, None) == tmp_path / "command.sock"
+    assert command_socket(config, None) == tmp_path / "command.sock"
 
 
 def test_an_unreadable_file_is_told(tmp_path: pathlib.Path) -> None:
     with pytest.raises(Unreachable, match="can't be read"):
-        _place(tmp_path, None)
+        command_socket(tmp_path, None)
 
 
 def test_one_file_has_many_names(tmp_path: pathlib.Path) -> None:

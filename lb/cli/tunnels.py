@@ -1,0 +1,198 @@
+"""`lb tunnels`: lists the established WebSockets, and closes them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Final
+
+import msgspec
+
+from lb.admin.views import Closed, TunnelClose, TunnelPage, TunnelView
+from lb.cli import address
+from lb.cli.api import Api, Refused
+from lb.cli.client import Unreachable
+from lb.cli.output import EXIT_FAILED, print_error, print_json
+from lb.cli.text import clean, duration, size, table
+from lb.config.units import format_duration, parse_duration
+from lb.master.failures import EXIT_USAGE
+
+LIMIT: Final = 100  # shown unless told otherwise
+_PAGE: Final = 1000
+_WORDS: Final = ("route", "pool", "server", "client")
+_TIMES: Final = ("older", "idle")
+# Workers are asked one after the other, and a stuck one is waited for.
+_TIMEOUT: Final = 30.0
+
+
+class WrongUse(Exception):
+    """The arguments don't fit together; `str()` says what to do."""
+
+
+def tunnels(arguments: argparse.Namespace) -> int:
+    """`lb tunnels`: 0 when done, 1 when it can't be, also when a worker did not answer, 2 on wrong use."""
+    try:
+        action = _action(arguments)
+        api = Api(address.find(arguments.config, arguments.admin, arguments.token_file), _TIMEOUT)
+        return _close(api, arguments) if action == "close" else _list(api, arguments)
+    except WrongUse as error:
+        print_error(error)
+        return EXIT_USAGE
+    except (Unreachable, Refused) as error:
+        return print_error(error)
+
+
+def _action(arguments: argparse.Namespace) -> str:
+    action = arguments.action
+    if action == "move":
+        raise WrongUse("lb tunnels move is not supported yet; lb tunnels close ends them politely")
+    if action not in ("list", "close"):
+        raise WrongUse(f"unknown action {action!r}; expected list or close")
+    if action == "list" and (arguments.ids or arguments.code is not None or arguments.reason):
+        raise WrongUse("ids, --code and --reason go with lb tunnels close")
+    if action == "close":
+        _check_close(arguments)
+    return str(action)
+
+
+def _check_close(arguments: argparse.Namespace) -> None:
+    if arguments.worker is not None or arguments.limit is not None:
+        raise WrongUse("lb tunnels close takes no --worker and no --limit; name what to close otherwise")
+    chosen = bool(arguments.ids or filters(arguments))
+    if not chosen and not arguments.all:
+        raise WrongUse("name ids or filters, or --all to close every tunnel")
+    if chosen and arguments.all:
+        raise WrongUse("--all closes every tunnel; leave it out, or leave the ids and filters out")
+
+
+def filters(arguments: argparse.Namespace) -> dict[str, str | int | float]:
+    """The filters that are given, by the API's names; durations in seconds."""
+    found: dict[str, str | int | float] = {}
+    for name in (*_WORDS, *_TIMES):
+        if (value := getattr(arguments, name)) is not None:
+            found[name] = value
+    return found
+
+
+def seconds(text: str) -> float:
+    """A duration on the command line, for argparse."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# --- list ----------------------------------------------------------------------------------------------
+
+
+def _list(api: Api, arguments: argparse.Namespace) -> int:
+    query = filters(arguments)
+    if arguments.worker is not None:
+        query["worker"] = arguments.worker
+    wanted = None if arguments.all else (arguments.limit or LIMIT)
+    page = collect(api, query, wanted)
+    if arguments.json:
+        print_json(page)
+    else:
+        print("\n".join(_table(page)))
+    return _told_missing(page.missing)
+
+
+def collect(api: Api, query: dict[str, str | int | float], wanted: int | None) -> TunnelPage:
+    """The first `wanted` tunnels (`None`: all) of as many pages as it takes, as one page."""
+    found: list[TunnelView] = []
+    missing: set[int] = set()
+    cursor = ""
+    while True:
+        limit = _PAGE if wanted is None else min(_PAGE, wanted - len(found))
+        page = api.get(
+            "tunnels", TunnelPage, {**query, "limit": limit} | ({"cursor": cursor} if cursor else {})
+        )
+        found += page.tunnels
+        missing.update(page.missing)
+        ended = not page.cursor or page.cursor == cursor
+        cursor = page.cursor
+        if ended or (wanted is not None and len(found) >= wanted):
+            return TunnelPage(
+                tunnels=tuple(found), total=page.total, cursor=cursor, missing=tuple(sorted(missing))
+            )
+
+
+def _table(page: TunnelPage) -> list[str]:
+    if not page.tunnels:
+        return ["no tunnels"]
+    rows = [["age", "idle", "from client", "from server", "messages", "client", "route", "server", "id"]]
+    rows += [_row(tunnel) for tunnel in page.tunnels]
+    lines = table(rows)
+    left = page.total - len(page.tunnels)
+    if left > 0:
+        lines.append(f"and {left} more; --all lists all, --limit N so many")
+    return lines
+
+
+def _row(tunnel: TunnelView) -> list[str]:
+    inspected = tunnel.client_messages >= 0
+    return [
+        duration(tunnel.age),
+        duration(tunnel.idle),
+        size(tunnel.client_bytes),
+        size(tunnel.server_bytes),
+        f"{tunnel.client_messages}/{tunnel.server_messages}" if inspected else "-",
+        clean(tunnel.client),
+        tunnel.route,
+        f"{tunnel.pool}/{clean(tunnel.server)}",
+        tunnel.id,
+    ]
+
+
+def _told_missing(missing: tuple[int, ...]) -> int:
+    if not missing:
+        return 0
+    slots = ", ".join(map(str, missing))
+    print_error(f"worker {slots} did not answer: its tunnels are left out")
+    return EXIT_FAILED
+
+
+# --- close ---------------------------------------------------------------------------------------------
+
+
+def _close(api: Api, arguments: argparse.Namespace) -> int:
+    what = _what(arguments)
+    if not arguments.yes and sys.stdin.isatty() and not _confirmed(api, arguments, what):
+        print("nothing is closed", file=sys.stderr)
+        return EXIT_FAILED
+    closed = api.send("POST", "tunnels/close", what, Closed)
+    if arguments.json:
+        print_json(closed)
+    else:
+        print(f"{_count(closed.count)} being closed with code {what.code}")
+    return _told_missing(closed.missing)
+
+
+def _what(arguments: argparse.Namespace) -> TunnelClose:
+    given: dict[str, Any] = {**filters(arguments), "ids": tuple(arguments.ids), "all": arguments.all}
+    if arguments.code is not None:
+        given["code"] = arguments.code
+    if arguments.reason:
+        given["reason"] = arguments.reason
+    return msgspec.convert(given, TunnelClose)
+
+
+def _confirmed(api: Api, arguments: argparse.Namespace, what: TunnelClose) -> bool:
+    """Whether the operator, told how many tunnels it is about, says yes."""
+    if what.ids:
+        count, of = len(what.ids), "named by id"
+    else:
+        query = filters(arguments)
+        count = api.get("tunnels", TunnelPage, {**query, "limit": 1}).total
+        of = ", ".join(f"{name} {_said(value)}" for name, value in query.items()) or "ALL that are open"
+    print(f"close {_count(count)} ({of}) with code {what.code}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _said(value: str | float) -> str:
+    return value if isinstance(value, str) else format_duration(value)
+
+
+def _count(count: int) -> str:
+    return "1 tunnel" if count == 1 else f"{count} tunnels"
