@@ -32,11 +32,11 @@ class ScoreboardCollector(Collector):
         sheet = Sheet()
         for _ in self.steps(sheet):
             pass
-        return sheet.metrics
+        return sheet.metrics()
 
     def describe(self) -> Iterable[Metric]:
         """All metrics, without samples."""
-        return Sheet().metrics
+        return Sheet().metrics()
 
     def steps(self, sheet: Sheet) -> Iterator[None]:
         """Fills `sheet` in small steps, so that an event loop may do something else between two."""

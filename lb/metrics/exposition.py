@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Metric
-from prometheus_client.samples import Sample
+from lb.control.rows import Histogram
+from lb.metrics.families import FAMILIES, Family
+from lb.metrics.sheet import LE, Labels, Page, cumulative
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -52,54 +53,72 @@ def _quality(text: str) -> float:
 
 
 class Encoder:
-    """Writes metrics in one format."""
+    """Writes metrics in one format. It remembers what stands before the numbers, so use it again."""
 
     def __init__(self, *, openmetrics: bool) -> None:
         self.openmetrics = openmetrics
-        self._gauges: set[str] = set()
-        self._labels: dict[tuple[str, str], str] = {}
+        self._series: dict[tuple[str, Labels], str] = {}
+        self._buckets: dict[tuple[str, Labels], tuple[str, ...]] = {}
 
-    def encode(self, metric: Metric) -> str:
-        """`metric` with its HELP, TYPE and, for OpenMetrics, UNIT."""
-        lines = [self._head(metric)]
-        lines.extend(map(self._sample, metric.samples))
+    def forget(self) -> None:
+        """Forgets the labels that were written so far, for when they are others now."""
+        self._series.clear()
+        self._buckets.clear()
+
+    def encode(self, page: Page) -> str:
+        """The metric with its HELP, TYPE and, for OpenMetrics, UNIT."""
+        lines = [self._head(page.family)]
+        name = page.family.name
+        known = self._series
+        for labels, value in page.values:
+            start = known.get((name, labels)) or self._start(page.family, labels)
+            lines.append(f"{start}{float(value)!r}\n")
+        for labels, histogram in page.histograms:
+            starts = self._buckets.get((name, labels)) or self._bucket_starts(page.family, labels, histogram)
+            *buckets, count, total = starts
+            observed = 0
+            for start, observed in zip(buckets, cumulative(histogram), strict=True):
+                lines.append(f"{start}{observed}.0\n")
+            lines.append(f"{count}{observed}.0\n{total}{histogram.seconds!r}\n")
         return "".join(lines)
 
-    def _head(self, metric: Metric) -> str:
-        text = _escape(metric.documentation) if self.openmetrics else _escape_help(metric.documentation)
+    def _head(self, family: Family) -> str:
         if self.openmetrics:
-            name, kind = self._openmetrics_name(metric)
-            unit = f"# UNIT {name} {metric.unit}\n" if metric.unit else ""
-            return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{unit}"
-        name, kind = metric.name, metric.type
-        if kind == "counter":
-            name += "_total"
-        elif kind == "info":
-            name, kind = name + "_info", "gauge"
-        return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+            name, kind = _openmetrics_name(family)
+            unit = f"# UNIT {name} {family.unit}\n" if family.unit else ""
+            return f"# HELP {name} {_escape(family.help)}\n# TYPE {name} {kind}\n{unit}"
+        word = "gauge" if family.type == "info" else family.type
+        return f"# HELP {family.name} {_escape_help(family.help)}\n# TYPE {family.name} {word}\n"
 
-    def _openmetrics_name(self, metric: Metric) -> tuple[str, str]:
-        """OpenMetrics calls a counter by its name without `_total`; where that is the name of a gauge already
-        (lb_listener_connections), two metrics would have one name: the counter keeps its own, untyped."""
-        if metric.type == "gauge":
-            self._gauges.add(metric.name)
-        if metric.type == "counter" and metric.name in self._gauges:
-            return metric.name + "_total", "unknown"
-        return metric.name, metric.type
+    def _start(self, family: Family, labels: Labels) -> str:
+        start = self._series[family.name, labels] = _start(family.name, family.labels, labels)
+        return start
 
-    def _sample(self, sample: Sample) -> str:
-        number = repr(float(sample.value))
-        labels = sample.labels
-        if not labels:
-            return f"{sample.name} {number}\n"
-        known = self._labels
-        text = ",".join([known.get(pair) or self._label(pair) for pair in sorted(labels.items())])
-        return f"{sample.name}{{{text}}} {number}\n"
+    def _bucket_starts(self, family: Family, labels: Labels, histogram: Histogram) -> tuple[str, ...]:
+        name = family.name
+        starts = self._buckets[name, labels] = (
+            *(_start(name + "_bucket", (*family.labels, "le"), (*labels, le)) for le in LE[histogram.bounds]),
+            _start(name + "_count", family.labels, labels),
+            _start(name + "_sum", family.labels, labels),
+        )
+        return starts
 
-    def _label(self, pair: tuple[str, str]) -> str:
-        name, value = pair
-        text = self._labels[pair] = f'{name}="{_escape(value)}"'
-        return text
+
+def _openmetrics_name(family: Family) -> tuple[str, str]:
+    """OpenMetrics calls a counter by its name without `_total`. Where that is the name of a gauge already
+    (lb_listener_connections), two metrics would have one name: the counter keeps its own, untyped."""
+    match family.type:
+        case "counter":
+            short = family.name.removesuffix("_total")
+            return (family.name, "unknown") if short in FAMILIES else (short, "counter")
+        case "info":
+            return family.name.removesuffix("_info"), "info"
+    return family.name, family.type
+
+
+def _start(name: str, names: Labels, values: Labels) -> str:
+    pairs = ",".join(f'{key}="{_escape(value)}"' for key, value in zip(names, values, strict=True))
+    return f"{name}{{{pairs}}} " if pairs else f"{name} "
 
 
 def _escape_help(text: str) -> str:

@@ -2,62 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import Metric
-from prometheus_client.samples import Sample
 
 from lb.control.rows import Histogram
 from lb.metrics.families import FAMILIES, Family
 from workers.contract.cells import CONNECT_SECONDS, HANDSHAKE_SECONDS, HTTP_SECONDS, TUNNEL_SECONDS
 
 # The labels of the buckets, by their bounds.
-_LE: Final[dict[tuple[float, ...], tuple[str, ...]]] = {
+LE: Final[dict[tuple[float, ...], tuple[str, ...]]] = {
     bounds: (*(repr(bound) for bound in bounds), "+Inf")
     for bounds in (HTTP_SECONDS, HANDSHAKE_SECONDS, CONNECT_SECONDS, TUNNEL_SECONDS)
 }
 
+Labels = tuple[str, ...]
+
+
+class Page:
+    """The samples of one metric, by the values of its labels in the order of the table."""
+
+    __slots__ = ("family", "histograms", "values")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.values: list[tuple[Labels, float]] = []
+        self.histograms: list[tuple[Labels, Histogram]] = []
+
 
 class Sheet:
-    """Takes figures by the metric's name, and makes prometheus_client's metrics of them."""
+    """Takes figures by the metric's name."""
 
     def __init__(self) -> None:
-        self._metrics = {name: _metric(family) for name, family in FAMILIES.items()}
-
-    @property
-    def metrics(self) -> Iterable[Metric]:
-        """All metrics, also those without samples, in the order of the table."""
-        return self._metrics.values()
+        self.pages: dict[str, Page] = {name: Page(family) for name, family in FAMILIES.items()}
 
     def add(self, name: str, value: float, *labels: str) -> None:
-        """One sample of the metric `name`; the labels' values are in the order of the table."""
-        named = dict(zip(FAMILIES[name].labels, labels, strict=True))
-        self._metrics[name].samples.append(Sample(name, named, value))
+        """One sample of the metric `name`."""
+        self.pages[name].values.append((labels, value))
 
     def add_each(self, name: str, values: Mapping[str, int], *labels: str) -> None:
         """A sample for each of `values`, whose key is the last label."""
+        page = self.pages[name].values
         for last, value in values.items():
-            self.add(name, value, *labels, last)
+            page.append(((*labels, last), value))
 
     def add_histogram(self, name: str, histogram: Histogram, *labels: str) -> None:
-        """A histogram: its buckets, which become cumulative here, its count and its sum."""
-        named = dict(zip(FAMILIES[name].labels, labels, strict=True))
-        samples = self._metrics[name].samples
-        total = 0
-        bucket = name + "_bucket"
-        for le, total in zip(_LE[histogram.bounds], accumulate(histogram.counts), strict=True):
-            samples.append(Sample(bucket, {"le": le, **named}, total))
-        samples.append(Sample(name + "_count", named, total))
-        samples.append(Sample(name + "_sum", named, histogram.seconds))
+        """One histogram of the metric `name`."""
+        self.pages[name].histograms.append((labels, histogram))
+
+    def metrics(self) -> Iterator[Metric]:
+        """prometheus_client's metrics, also those without samples, in the order of the table."""
+        for page in self.pages.values():
+            yield _metric(page)
 
 
-def _metric(family: Family) -> Metric:
+def cumulative(histogram: Histogram) -> Iterator[int]:
+    """How many observations were at most each bound; the last is how many there were."""
+    return accumulate(histogram.counts)
+
+
+def _metric(page: Page) -> Metric:
     """prometheus_client calls a counter by its name without `_total`, an info without `_info`."""
+    family = page.family
     name = family.name
-    if family.type == "counter":
-        name = name.removesuffix("_total")
-    elif family.type == "info":
-        name = name.removesuffix("_info")
-    return Metric(name, family.help, family.type, family.unit)
+    if family.type in ("counter", "info"):
+        name = name.removesuffix("_total").removesuffix("_info")
+    metric = Metric(name, family.help, family.type, family.unit)
+    for labels, value in page.values:
+        metric.add_sample(family.name, dict(zip(family.labels, labels, strict=True)), value)
+    for labels, histogram in page.histograms:
+        named = dict(zip(family.labels, labels, strict=True))
+        counts = tuple(cumulative(histogram))
+        for le, count in zip(LE[histogram.bounds], counts, strict=True):
+            metric.add_sample(name + "_bucket", {**named, "le": le}, count)
+        metric.add_sample(name + "_count", named, counts[-1])
+        metric.add_sample(name + "_sum", named, histogram.seconds)
+    return metric
