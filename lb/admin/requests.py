@@ -13,6 +13,7 @@ from lb.admin.problems import Refused
 from lb.admin.views import MAX_SECONDS, Word
 
 MAX_BODY: Final = 64 * 1024
+CURSOR: Final = r"^([0-9]{1,4}-[0-9]{1,10}-[0-9]{1,18}-[0-9]{1,12})?$"
 Asked = TypeVar("Asked")
 
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
@@ -33,17 +34,19 @@ class TunnelQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ""
     older: Annotated[Seconds, Meta(description="Only tunnels that are at least so many seconds old.")] = 0.0
     idle: Annotated[Seconds, Meta(description="Only tunnels that were silent for so many seconds.")] = 0.0
-    worker: Annotated[int | None, Meta(description="Only tunnels of the worker in this slot.")] = None
+    worker: (
+        Annotated[int, Meta(ge=0, le=9999, description="Only tunnels of the worker in this slot.")] | None
+    ) = None
     limit: Annotated[int, Meta(ge=1, le=1000, description="Tunnels on a page, at most.")] = 100
-    cursor: Annotated[Word, Meta(description="`cursor` of the page before.")] = ""
+    cursor: Annotated[str, Meta(pattern=CURSOR, description="`cursor` of the page before.")] = ""
 
 
 class EventsQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the event stream begins."""
 
-    after: Annotated[
-        int | None, Meta(description="Begin with the event after this number; 0 begins with the oldest kept.")
-    ] = None
+    after: (
+        Annotated[int, Meta(ge=0, description="Begin behind this number; 0: with the oldest kept.")] | None
+    ) = None
 
 
 class RecentQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):

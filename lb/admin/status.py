@@ -9,11 +9,12 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from lb.admin import pools, processes, requests
+from lb.admin import pools, requests
 from lb.admin.answers import json
 from lb.admin.attention import problems
 from lb.admin.requests import Query
 from lb.admin.views import CertificateView, ListenerView, ReloadView, RouteView, StatusView, WorkerView
+from lb.control import processes
 from lb.control.control import Control
 from lb.control.figures import Figures
 from lb.control.rows import WorkerFigures
@@ -57,7 +58,6 @@ def view(control: Control) -> StatusView:
     """The whole. All of it is of one moment, as far as figures that others write can be."""
     report = control.status
     figures = Figures(control.board, control.snapshot)
-    master = processes.look(report.pid)
     seen = StatusView(
         version=report.version,
         pid=report.pid,
@@ -66,7 +66,7 @@ def view(control: Control) -> StatusView:
         ready=False,
         problems=(),
         time=time.time(),
-        uptime=report.uptime if master is None else master.uptime,
+        uptime=_uptime(report.pid, report.uptime),
         generation=control.snapshot.generation,
         workers_wanted=report.workers_wanted,
         reloads_succeeded=report.reloads.succeeded,
@@ -104,11 +104,11 @@ def workers(control: Control, figures: Figures) -> tuple[WorkerView, ...]:
 
 
 def _worker(report: WorkerReport, figure: WorkerFigures | None) -> WorkerView:
-    process = processes.look(report.pid)
-    uptime = report.uptime if process is None else process.uptime
+    uptime = _uptime(report.pid, report.uptime)
     # The cells of a slot are of the process before until this one has written them.
     ours = figure if figure is not None and figure.pid == report.pid else None
     silent = uptime if ours is None else time.monotonic() - ours.heartbeat
+    files = processes.open_files(report.pid)
     return WorkerView(
         slot=report.slot,
         pid=report.pid,
@@ -122,9 +122,15 @@ def _worker(report: WorkerReport, figure: WorkerFigures | None) -> WorkerView:
         loop_lag=0.0 if ours is None else round(max(ours.lag, silent, 0.0), 6),
         wedged=report.state != "starting" and silent > WEDGED,
         cpu_seconds=0.0 if figure is None else figure.cpu,
-        memory_bytes=0 if process is None else process.memory_bytes,
-        open_files=-1 if process is None else process.open_files,
+        memory_bytes=processes.resident_memory(report.pid) or 0,
+        open_files=-1 if files is None else files,
     )
+
+
+def _uptime(pid: int, told: float) -> float:
+    """Seconds since `pid` was started; what the master told where Linux does not say."""
+    started = processes.start_time(pid)
+    return told if started is None else round(max(0.0, time.time() - started), 3)
 
 
 def listeners(control: Control, figures: Figures) -> tuple[ListenerView, ...]:
