@@ -75,6 +75,17 @@ class LoadBalancer:
         """The TCP port of the listener `public`."""
         return int(self.tables["listen"]["public"]["bind"][0].rpartition(":")[2])
 
+    @property
+    def metrics_url(self) -> str:
+        """http://host:port of the metrics; they are served there from `wait_control` on."""
+        return f"http://{self.tables['metrics']['listen']}"
+
+    @property
+    def admin_path(self) -> str:
+        """Path of the admin API's Unix socket, where `[admin]` doesn't say otherwise."""
+        command = places.beside_pid_file(Path(self.tables["process"]["pid_file"]))
+        return str(places.admin_beside(command))
+
     # --- the process -----------------------------------------------------------------------------
 
     @property
@@ -120,6 +131,21 @@ class LoadBalancer:
         """Pids of the workers, by slot."""
         workers = self.status()["workers"]
         return [int(worker["pid"]) for worker in sorted(workers, key=lambda worker: int(worker["slot"]))]
+
+    @property
+    def control_pid(self) -> int:
+        """Pid of the control process; 0 while there is none."""
+        return int(self.status()["control_pid"])
+
+    def wait_control(self, old: int = 0, within: float = 30.0) -> int:
+        """Waits for a control process other than `old` that serves, and returns its pid."""
+
+        def fresh() -> int:
+            pid = self.control_pid
+            serves = f'event="control process serves" pid={pid}\n' in self.stderr
+            return pid if pid != old and serves else 0
+
+        return eventually(fresh, "a control process serves", within)
 
     def kill_worker(self, slot: int = 0) -> int:
         """Kills the worker in `slot` with SIGKILL and returns the pid that it had."""

@@ -36,6 +36,7 @@ def settings(
         "route": [{"name": "all", "pool": "main", **(route or {})}],
         "pool": {"main": {**members, **(pool or {})}},
         "drain": {"hard_stop": "5s"},
+        "metrics": {"listen": f"127.0.0.1:{free_port()}"},
     }
     process = tables.pop("process", {})
     result["process"].update(process)

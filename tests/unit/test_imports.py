@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCHER = "lb.master.spawn"  # the one that runs the children's code
 ENTRIES = ("workers.main", "lb.control.main")
+IMPORTED_AS = {"pyyaml": "yaml"}  # packages that are imported by another name
 IMPURE = {
     "asyncio",
     "socket",
@@ -131,7 +132,8 @@ def test_what_the_core_takes_from_the_contract_is_pure_too() -> None:
 def test_what_is_imported_is_declared() -> None:
     """A package that only the test tools bring is missing on every user's machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in project["dependencies"]}
+    packages = {re.split(r"[^A-Za-z0-9_-]", line)[0].lower() for line in project["dependencies"]}
+    declared = {IMPORTED_AS.get(package, package.replace("-", "_")) for package in packages}
     known = declared | set(sys.stdlib_module_names) | {"lb", "workers"}
     for module, path in MODULES.items():
         foreign = {name.partition(".")[0] for _, name in imports(path.read_text())} - known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import socket
@@ -105,7 +106,7 @@ def test_more_descriptors_than_a_message_takes_travel_in_parts(
 ) -> None:
     plan = make_plan(tmp_path, str(tmp_path / "access.log"))
     many = {("public", f"certificate-{number}"): b"PEM" for number in range(300)}
-    plan = Plan(plan.config, plan.snapshot, many, plan.state, plan.workers)
+    plan = dataclasses.replace(plan, certificates=many)
     deployment = Deployment(plan)
     with socket.socket() as listening:
         envelopes = list(deployment.envelopes([Served("127.0.0.1:8080", 1, listening)]))
