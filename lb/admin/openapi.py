@@ -39,6 +39,9 @@ def document(version: str) -> dict[str, Any]:
     """The whole description, of lb `version`."""
     kinds = [kind for one in OPERATIONS for kind in (one.answer, one.body) if kind is not None]
     _, schemas = msgspec.json.schema_components([*kinds, Problem], ref_template=_REF)
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = " ".join(schema["description"].split())
     paths: dict[str, dict[str, Any]] = {}
     for one in OPERATIONS:
         paths.setdefault(PREFIX + one.route, {})[one.method.lower()] = _operation(one)

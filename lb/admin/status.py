@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -19,9 +18,9 @@ from lb.control.control import Control
 from lb.control.figures import Figures
 from lb.control.rows import WorkerFigures
 from lb.master.report import Outcome, WorkerReport
+from lb.metrics.app import FRESH, unready
+from lb.metrics.overall import loop_lag
 from workers.contract.snapshot import ListenerSpec, RouteSpec
-
-WEDGED: Final = 5.0  # seconds without a turn of the event loop (which has one twice a second, at least)
 
 
 class Status:
@@ -63,7 +62,7 @@ def view(control: Control) -> StatusView:
         pid=report.pid,
         config=report.config,
         state=report.state,
-        ready=False,
+        ready=not unready(control),
         problems=(),
         time=time.time(),
         uptime=_uptime(report.pid, report.uptime),
@@ -79,10 +78,7 @@ def view(control: Control) -> StatusView:
         pools=pools.views(control, figures),
         control_pid=os.getpid(),
     )
-    ready = report.state in ("serving", "reloading") and any(
-        worker.state == "serving" and not worker.wedged for worker in seen.workers
-    )
-    return msgspec.structs.replace(seen, ready=ready, problems=problems(control, seen, figures))
+    return msgspec.structs.replace(seen, problems=problems(control, seen, figures))
 
 
 def reload_view(outcome: Outcome) -> ReloadView:
@@ -107,7 +103,7 @@ def _worker(report: WorkerReport, figure: WorkerFigures | None) -> WorkerView:
     uptime = _uptime(report.pid, report.uptime)
     # The cells of a slot are of the process before until this one has written them.
     ours = figure if figure is not None and figure.pid == report.pid else None
-    silent = uptime if ours is None else time.monotonic() - ours.heartbeat
+    lag = loop_lag(report, ours, time.monotonic())
     files = processes.open_files(report.pid)
     return WorkerView(
         slot=report.slot,
@@ -119,8 +115,8 @@ def _worker(report: WorkerReport, figure: WorkerFigures | None) -> WorkerView:
         tunnels=0 if ours is None else ours.tunnels,
         accepted=0 if figure is None else figure.accepted,
         requests=0 if figure is None else figure.requests,
-        loop_lag=0.0 if ours is None else round(max(ours.lag, silent, 0.0), 6),
-        wedged=report.state != "starting" and silent > WEDGED,
+        loop_lag=round(lag, 6),
+        wedged=lag >= FRESH,
         cpu_seconds=0.0 if figure is None else figure.cpu,
         memory_bytes=processes.resident_memory(report.pid) or 0,
         open_files=-1 if files is None else files,
