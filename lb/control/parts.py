@@ -2,81 +2,74 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
-from aiohttp import web
-
+from lb.admin.app import admin_app
 from lb.control.control import Control, LastCheck
+from lb.control.discovery import Discoverer
+from lb.control.ejection import Ejections
+from lb.control.health import HealthChecks
 from lb.control.site import Site
+from lb.metrics import metrics_app
 
 
-def _make(module: str, name: str, control: Control) -> Any:
-    try:
-        if importlib.util.find_spec(module) is None:
-            return None
-    except ModuleNotFoundError:
-        return None
-    made = getattr(importlib.import_module(module), name, None)
-    return None if made is None else made(control)
+class Part(Protocol):
+    """One that follows the configuration."""
+
+    def adopt(self) -> None:
+        """Another configuration is served."""
+
+    async def close(self) -> None:
+        """Ends its work."""
 
 
 class Parts:
-    """Health checks, ejections, discovery, and what is served."""
+    """Health checks, ejections, discovery, and what is served. A fault in one does not stop the others."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._checks = _make("lb.control.health", "HealthChecks", control)
-        self._ejections = _make("lb.control.ejection", "Ejections", control)
-        self._discoverer = _make("lb.control.discovery", "Discoverer", control)
+        self._checks = HealthChecks(control)
+        self._ejections = Ejections(control)
+        self._discoverer = Discoverer(control)
         self._sites: list[Site] = []
 
+    @property
+    def _all(self) -> tuple[Part, ...]:
+        return self._checks, self._ejections, self._discoverer
+
     async def serve(self, metrics: socket.socket | None, admin: socket.socket | None) -> None:
-        """Begins to work and to serve."""
+        """Begins to work, and to serve on the sockets that there are."""
         self.adopt()
-        for listening, module, name in (
-            (metrics, "lb.metrics", "metrics_app"),
-            (admin, "lb.admin.app", "admin_app"),
-        ):
+        for make, listening in ((metrics_app, metrics), (admin_app, admin)):
             if listening is not None:
-                app = _make(module, name, self._control) or _stand_in()
-                site = Site(app, listening)
+                site = Site(make(self._control), listening)
                 self._sites.append(site)
                 await site.start()
 
     def adopt(self) -> None:
         """Another configuration is served."""
-        for part in (self._checks, self._ejections, self._discoverer):
-            if part is not None:
-                part.adopt()
+        for part in self._all:
+            self._call(part.adopt)
 
     def look(self) -> None:
         """A worker has something to tell."""
-        if self._ejections is not None:
-            self._ejections.look()
+        self._ejections.look()
 
     def last_check(self, pool: str, server: str) -> LastCheck | None:
         """The last active check of a server."""
-        if self._checks is None:
-            return None
-        check: LastCheck | None = self._checks.last(pool, server)
-        return check
+        return self._checks.last(pool, server)
 
     async def close(self) -> None:
         """Ends all of it."""
         for site in self._sites:
             await site.close()
-        for part in (self._checks, self._ejections, self._discoverer):
-            if part is not None:
-                await part.close()
+        for part in self._all:
+            await part.close()
 
-
-def _stand_in() -> web.Application:
-    async def answer(_request: web.Request) -> web.Response:
-        return web.json_response({})
-
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    return app
+    def _call(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except Exception as error:
+            self._control.log.error("fault in the control process, please report it", error=repr(error))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import time
+import traceback
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +40,7 @@ from workers.contract.scoreboard import Scoreboard
 from workers.contract.snapshot import Snapshot
 
 BEAT: Final = 0.5
+EXIT_FAULT: Final = 70  # sysexits: internal software error
 
 
 class ControlProcess:
@@ -129,6 +130,9 @@ class ControlProcess:
                     self._requests.answered(message)
                 case Leave():
                     self._end(0)
+        except (OSError, ValueError, *snapshots.DECODE_ERRORS) as error:
+            self.log.error("what the master said can't be read", what=type(message).__name__, error=error)
+            self._end(EXIT_FAULT)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -143,14 +147,21 @@ class ControlProcess:
 
     def _start(self) -> None:
         """The first status comes after the first configuration: now all that the parts need is there."""
-        if self._parts is None:
-            self._parts = Parts(self)
-            self._loop.add_reader(self.bells.control, self._rung)
-            self._starting = self._loop.create_task(self._serve(self._parts))
+        if self._starting is None:
+            self._starting = self._loop.create_task(self._serve())
+            self._starting.add_done_callback(self._started)
 
-    async def _serve(self, parts: Parts) -> None:
-        await parts.serve(*self._sockets)
+    async def _serve(self) -> None:
+        self._parts = Parts(self)
+        self._loop.add_reader(self.bells.control, self._rung)
+        await self._parts.serve(*self._sockets)
         self.log.info("control process serves", pid=os.getpid())
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            trace = "".join(traceback.format_exception(error)[-3:])
+            self.log.error("the control process can't start", error=repr(error), trace=trace)
+            self._end(EXIT_FAULT)
 
     def _rung(self) -> None:
         self.bells.silence_control()
@@ -173,7 +184,10 @@ class ControlProcess:
 
     def _fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        self.log.error("fault in the control process, please report it", what=context["message"], error=error)
+        fields = {"what": context["message"], "error": repr(error)}
+        if error is not None:
+            fields["trace"] = "".join(traceback.format_exception(error)[-3:])
+        self.log.error("fault in the control process, please report it", **fields)
 
     def _end(self, status: int) -> None:
         if not self._over.done():
@@ -183,8 +197,7 @@ class ControlProcess:
         self._loop.remove_reader(self.bells.control)
         if self._starting is not None:
             self._starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._starting
+            await asyncio.wait([self._starting])
         self._requests.close("the load balancer stops")
         if self._parts is not None:
             await self._parts.close()

@@ -7,7 +7,6 @@ import ctypes
 import faulthandler
 import gc
 import importlib
-import importlib.util
 import os
 import pkgutil
 import pwd
@@ -96,8 +95,6 @@ def preload() -> Programs:
 
 
 def _import_all(name: str) -> None:
-    if importlib.util.find_spec(name) is None:
-        return
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
         importlib.import_module(module.name)
