@@ -25,8 +25,8 @@ from workers.contract import snapshot as spec
 
 
 class Compiled(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration that is ready to be served. `config` has the warnings that only the files it names
-    give rise to as well. `certificates` holds chain and key in PEM by listener and certificate name; they
+    """A configuration that is ready to be served. `config` has the warnings about the files that
+    it names as well. `certificates` holds chain and key in PEM by listener and certificate name; they
     travel beside the snapshot, never in it. `control.admin` is None where the file doesn't say: see
     `Config.admin_address`."""
 
@@ -49,11 +49,11 @@ def compile(
     return _Compiler(config, state, in_use, discovery or Discovery(), make_keys=True).run(generation)
 
 
-def verify(config: Config) -> tuple[Problem, ...]:
-    """Reads everything that `compile` would, and makes nothing; returns the warnings, those of `config`
-    among them. Raises `ConfigErrors`."""
+def verify(config: Config) -> Config:
+    """Reads everything that `compile` would, and makes nothing; returns `config` with the warnings about
+    what was read. Raises `ConfigErrors`."""
     compiled, _ = _Compiler(config, State(), _never, Discovery(), make_keys=False).run(0)
-    return compiled.config.warnings
+    return compiled.config
 
 
 def file_problems(config: Config) -> list[Problem]:
@@ -88,7 +88,7 @@ class _Compiler:
         if self._errors.problems:
             raise ConfigErrors(self._errors.problems)
         compiled = Compiled(
-            config=msgspec.structs.replace(config, warnings=(*config.warnings, *self._warnings.problems)),
+            config=msgspec.structs.replace(config, file_warnings=tuple(self._warnings.problems)),
             snapshot=snapshot,
             control=control,
             certificates=MappingProxyType(self._certificates),

@@ -42,7 +42,7 @@ def check(path: pathlib.Path) -> Config:
     config, problems = _decode(_read(path), path)
     if problems:
         raise ConfigErrors([*problems, *file_problems(config)])
-    return msgspec.structs.replace(config, warnings=verify(config))
+    return verify(config)
 
 
 def _decode(text: str, path: pathlib.Path) -> tuple[Config, list[Problem]]:
@@ -55,7 +55,7 @@ def _decode(text: str, path: pathlib.Path) -> tuple[Config, list[Problem]]:
     except RecursionError as error:
         raise _nested_too_deep(str(path)) from error
     config = apply_rules(config, data, errors, warnings)
-    return msgspec.structs.replace(config, warnings=tuple(warnings.problems)), errors.problems
+    return msgspec.structs.replace(config, text_warnings=tuple(warnings.problems)), errors.problems
 
 
 def _toml(text: str, file: str) -> dict[str, Any]:

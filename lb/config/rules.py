@@ -75,17 +75,18 @@ def _check_health(pool: Pool, errors: Report) -> None:
     """What a server's own health says is judged together with the pool's."""
     if errors.broken(("pool", pool.name, "health")):
         return
-    for index, server in enumerate(pool.server):
-        at = ("pool", pool.name, "server", index, "health")
+    for index, server in enumerate(pool.servers + pool.server):
+        at: Path = ("pool", pool.name, "health")
+        if server.health is not None:
+            at = ("pool", pool.name, "server", index, "health")
         checks = checks_of(pool.health, server.health)
         if checks is None or errors.broken(at):
             continue
-        own = server.health is not None
-        for conflict in checks.mismatches() if own else ():
+        for conflict in checks.mismatches() if server.health is not None else ():
             errors.add((*at, conflict.keys[0]), conflict.message, hint=conflict.hint)
         if checks.port is not None and server.address.startswith("unix:"):
-            place = (*at, "port") if own else ("pool", pool.name, "health", "port")
-            errors.add(place, f"{server.address} has no ports", hint='give that server health = "off"')
+            hint = 'give that server health = "off"'
+            errors.add((*at, "port"), f"{server.address} has no ports", hint=hint)
 
 
 def _overlapping(address: str) -> Iterator[str]:

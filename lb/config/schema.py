@@ -200,10 +200,11 @@ class Dns(Table, frozen=True, kw_only=True):
 
 class Config(Table, frozen=True, kw_only=True):
     """A whole configuration file that has been validated. Relative paths in it are kept as written, see
-    `resolve`. `warnings` don't keep it from being used."""
+    `resolve`."""
 
     source: Source
-    warnings: tuple[Problem, ...] = ()
+    text_warnings: tuple[Problem, ...] = ()
+    file_warnings: tuple[Problem, ...] = ()  # of the files that it names, as they were compiled last
     process: Annotated[Process, Key(TableOf(Process), "The processes.")] = Process()
     listen: Annotated[tuple[Listen, ...], Key(NamedTables(Listen, _NAME), "Where clients connect.")] = ()
     route: Annotated[tuple[Route, ...], Key(ArrayOfTables(Route), "Which requests go where.")] = ()
@@ -213,6 +214,11 @@ class Config(Table, frozen=True, kw_only=True):
     metrics: Annotated[Metrics | None, Key(TableOf(Metrics), "Metrics for Prometheus.")] = None
     admin: Annotated[Admin, Key(TableOf(Admin), "Admin API and dashboard.")] = Admin()
     dns: Annotated[Dns, Key(TableOf(Dns), "How names of servers are resolved.")] = Dns()
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What does not keep it from being used, and should be looked at."""
+        return self.text_warnings + self.file_warnings
 
     def resolve(self, path: str) -> pathlib.Path:
         """A file named in the configuration; relative ones start in its folder."""

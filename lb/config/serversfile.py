@@ -23,6 +23,9 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 # What the scoreboard has room for; it also bounds what a few bytes of YAML aliases can stand for.
 _MAX_SERVERS: Final = 4096
 _MAX_WEIGHT: Final = 1000
+# What a YAML parser says bit by bit, see `_yaml`: a server with ten labels has 25 parts.
+_MAX_DEPTH: Final = 16
+_MAX_PARTS: Final = 500_000
 # Scalars stay text. The parser in C is ten times as fast; whether it is there depends on how the package
 # was built.
 _YamlLoader: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -63,7 +66,7 @@ def _decode(content: bytes, *, as_json: bool) -> object:
     kind = "JSON" if as_json else "YAML"
     try:
         decoded = content.decode("utf-8-sig")
-        return json.loads(decoded) if as_json else yaml.load(decoded, _YamlLoader)
+        return json.loads(decoded) if as_json else _yaml(decoded)
     except UnicodeDecodeError as error:
         raise ServersFileError("is not UTF-8") from error
     except RecursionError as error:
@@ -71,6 +74,16 @@ def _decode(content: bytes, *, as_json: bool) -> object:
     except (ValueError, yaml.YAMLError) as error:
         what = " ".join(str(error).split())
         raise ServersFileError(f"is no valid {kind}: {what}") from error
+
+
+def _yaml(content: str) -> object:
+    depth = 0
+    # Building nested values in C ends the process where they are too deep; this step does not nest.
+    for part, event in enumerate(yaml.parse(content, _YamlLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH or part > _MAX_PARTS:
+            raise ServersFileError("is nested too deep" if depth > _MAX_DEPTH else "has too many parts")
+    return yaml.load(content, _YamlLoader)
 
 
 def _servers(groups: object) -> Iterator[FoundServer]:

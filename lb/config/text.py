@@ -239,23 +239,18 @@ def srv_name(text: str) -> str:
 
 def nameserver(text: str) -> str:
     """A DNS server: an IP address, and its port where that isn't 53."""
-    for port in ("", ":53"):
-        for form in (f"{text}{port}", f"[{text}]{port}"):
-            try:
-                return _ip_port(form)
-            except Wrong:
-                continue
-    raise Wrong('expected the IP address of a DNS server, such as "10.0.0.2" or "10.0.0.2:5353"')
-
-
-def _ip_port(text: str) -> str:
-    host, port = _host_port(text)
-    if not host.startswith("["):
-        try:
-            host = str(ipaddress.IPv4Address(host))
-        except ValueError as error:
-            raise Wrong("expected an IP address") from error
-    return f"{host}:{port}"
+    whole = text
+    if text.count(":") > 1 and not text.startswith("["):
+        whole = f"[{text}]:53"
+    elif ":" not in text or text.endswith("]"):
+        whole = f"{text}:53"
+    host, port = _host_port(whole)
+    try:
+        return f"{host if host.startswith('[') else ipaddress.IPv4Address(host)}:{port}"
+    except ValueError as error:
+        raise Wrong(
+            'expected the IP address of a DNS server, such as "10.0.0.2" or "10.0.0.2:5353"'
+        ) from error
 
 
 def admin_address(text: str) -> str:
@@ -282,8 +277,9 @@ def _host_port(text: str) -> tuple[str, int]:
         raise Wrong("the port must be a number from 1 to 65535")
     if host.startswith("[") and host.endswith("]"):
         return f"[{_ipv6(host[1:-1])}]", int(digits)
-    if ":" in host:
-        raise Wrong("an IPv6 address stands in brackets", f'write "[{host}]:{digits}"')
+    if set(host) & set(":[]"):
+        bare = host.strip("[]")
+        raise Wrong("an IPv6 address stands in brackets", f'write "[{bare}]:{digits}"' if ":" in bare else "")
     return host, int(digits)
 
 

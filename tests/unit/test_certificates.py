@@ -122,9 +122,16 @@ def test_an_expired_certificate_is_a_warning(tmp_path: Path) -> None:
     key = new_key()
     (tmp_path / "a.pem").write_bytes(certify(key) + pem_key(key))
     (loaded,) = load_certificates(["a.pem"], tmp_path)
-    assert expiry_warning(loaded, END.timestamp() - 1) is None
+    month = 30 * 86_400
+    assert expiry_warning(loaded, END.timestamp() - month - 1) is None
+    warning = expiry_warning(loaded, END.timestamp() - month)
+    assert warning == "a.pem: the certificate expires at 2126-01-01 00:00:00+00:00: renew it and reload"
     warning = expiry_warning(loaded, END.timestamp())
     assert warning == "a.pem: the certificate expired at 2126-01-01 00:00:00+00:00: renew it and reload"
+    # One that lives for six days is not warned about all its life.
+    short = loaded._replace(not_before=END.timestamp() - 6 * 86_400)
+    assert expiry_warning(short, END.timestamp() - 2 * 86_400 - 1) is None
+    assert expiry_warning(short, END.timestamp() - 2 * 86_400) is not None
 
 
 def one_file(content: Callable[[Key], bytes]) -> Callable[[Path], None]:

@@ -70,15 +70,18 @@ def write_certificate(folder: pathlib.Path, host: str) -> pathlib.Path:
 def test_a_bare_configuration_has_the_defaults_of_the_snapshot(tmp_path: pathlib.Path) -> None:
     """The schema and the contract state each default; they must not drift apart."""
     compiled, _ = build(VALID, tmp_path)
-    server = spec.ServerSpec(slot=0, name="127.0.0.1:9000", host="127.0.0.1", port=9000)
+    server = spec.ServerSpec(slot=0, owner=1, name="127.0.0.1:9000", host="127.0.0.1", port=9000)
     assert compiled.snapshot == spec.Snapshot(
         generation=1,
-        listeners=(spec.ListenerSpec(slot=0, name="main", bind=("[::]:8080",)),),
-        routes=(spec.RouteSpec(slot=0, name="app", pool="app"),),
-        pools=(spec.PoolSpec(name="app", servers=(server,)),),
+        listeners=(spec.ListenerSpec(slot=0, owner=1, name="main", bind=("[::]:8080",)),),
+        routes=(spec.RouteSpec(slot=0, owner=1, name="app", pool="app"),),
+        pools=(spec.PoolSpec(slot=0, owner=1, name="app", servers=(server,)),),
     )
-    tls, _ = build(VALID + "tls = {}\n", tmp_path)
-    assert tls.snapshot.pools[0].tls == spec.UpstreamTls()
+    bare, _ = build(VALID + "tls = {}\nhealth = {}\neject = {}\n", tmp_path)
+    pool = bare.snapshot.pools[0]
+    assert pool.tls == spec.UpstreamTls()
+    assert pool.checks == (spec.HealthSpec(),)
+    assert pool.eject == spec.EjectSpec()
 
 
 def test_everything_arrives(tmp_path: pathlib.Path) -> None:
@@ -110,9 +113,27 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
         timeouts = { connect = "1s", response_head = "2s", body_idle = "3s" }
         keep_alive = { max_idle = 0, idle = "9s" }
         tls = { verify = false, sni = "b.internal" }
+        slow_start = "15s"
+        health.type = "http"
+        health.path = "/alive?deep"
+        health.every = "5s"
+        health.timeout = "2s"
+        health.fall = 5
+        health.rise = 4
+        health.host = "b.internal"
+        health.status = "200-299, 304"
+        health.body = "OK"
+        health.tls = false
+        eject.consecutive_errors = 7
+        eject.gateway_failures = 6
+        eject.connect_failures = 5
+        eject.for = "4s"
+        eject.max_for = "40s"
+        eject.max_percent = 30
+        eject.panic_percent = 20
         server = [
-          { name = "blue", address = "[::1]:9000", weight = 3, max_connections = 7 },
-          { address = "unix:/run/app.sock", backup = true },
+          { name = "blue", address = "[::1]:9000", weight = 3, max_connections = 7, health.port = 9001 },
+          { address = "unix:/run/app.sock", backup = true, health = "off" },
         ]
         [drain]
         hard_stop = "1h"
@@ -127,6 +148,7 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
     assert snapshot.listeners == (
         spec.ListenerSpec(
             slot=0,
+            owner=1,
             name="public",
             bind=("127.0.0.1:80",),
             trusted_proxies=("10.0.0.0/8",),
@@ -140,6 +162,7 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
     assert snapshot.routes == (
         spec.RouteSpec(
             slot=0,
+            owner=1,
             name="chat",
             host="*.example.com",
             path="/ws/*",
@@ -152,11 +175,43 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
     )
     assert snapshot.pools == (
         spec.PoolSpec(
+            slot=0,
+            owner=1,
             name="chat",
             servers=(
-                spec.ServerSpec(slot=0, name="blue", host="::1", port=9000, weight=3, max_connections=7),
-                spec.ServerSpec(slot=1, name="unix:/run/app.sock", path="/run/app.sock", backup=True),
+                spec.ServerSpec(
+                    slot=0, owner=1, name="blue", host="::1", port=9000, weight=3, max_connections=7
+                ),
+                spec.ServerSpec(
+                    slot=1, owner=1, name="unix:/run/app.sock", path="/run/app.sock", backup=True
+                ),
             ),
+            checks=(
+                spec.HealthSpec(
+                    type="http",
+                    path="/alive?deep",
+                    every=5.0,
+                    timeout=2.0,
+                    fall=5,
+                    rise=4,
+                    port=9001,
+                    host="b.internal",
+                    status=((200, 299), (304, 304)),
+                    body="OK",
+                    tls=False,
+                ),
+                None,
+            ),
+            eject=spec.EjectSpec(
+                consecutive_errors=7,
+                gateway_failures=6,
+                connect_failures=5,
+                duration=4.0,
+                max_duration=40.0,
+                max_percent=30,
+                panic_percent=20,
+            ),
+            slow_start=15.0,
             balance="hash",
             hash_on=spec.HashSpec(kind="cookie", name="user"),
             sticky=spec.StickySpec(kind="query", name="sid"),
@@ -204,6 +259,70 @@ def test_a_server_keeps_its_row(tmp_path: pathlib.Path) -> None:
     assert rows(third) == {"a:1": 0, "b:1": 1, "d:1": 3}
 
 
+def test_an_owner_is_who_got_the_row_first(tmp_path: pathlib.Path) -> None:
+    def owners(compiled: Compiled) -> dict[str, int]:
+        return {server.name: server.owner for server in compiled.snapshot.pools[0].servers}
+
+    _, state = build(pools("a", "b"), tmp_path, generation=1)
+    second, state = build(pools("b", "c"), tmp_path, state, generation=2)
+    third, state = build(pools("a", "b"), tmp_path, state, generation=3)
+    assert owners(second) == {"b:1": 1, "c:1": 2}
+    # Its figures are its own again: nobody else had its row.
+    assert owners(third) == {"a:1": 1, "b:1": 1}
+    assert [part[0].owner for part in (third.snapshot.listeners, third.snapshot.routes)] == [1, 1]
+    assert third.snapshot.pools[0].owner == 1
+
+
+def test_a_row_that_is_given_away_has_a_new_owner(tmp_path: pathlib.Path) -> None:
+    state = State(capacity=Capacity(servers=1))
+    _, state = build(pools("a"), tmp_path, state, generation=1)
+    with_none = HEAD + '[pool.app]\nservers = ["srv://a"]\n'
+    _, state = build(with_none, tmp_path, state, generation=2)
+    compiled, state = build(pools("b"), tmp_path, state, generation=3)
+    (server,) = compiled.snapshot.pools[0].servers
+    assert (server.slot, server.owner) == (0, 3)
+    assert compiled.snapshot.retired_servers == ()
+    assert not state.servers.left
+
+
+def test_pools_have_rows(tmp_path: pathlib.Path) -> None:
+    _, state = build(VALID, tmp_path)
+    compiled, state = build(
+        HEAD + '[pool.more]\nservers = ["b:1"]\n[pool.app]\nservers = ["a:1"]\n', tmp_path, state, 2
+    )
+    assert [(pool.name, pool.slot, pool.owner) for pool in compiled.snapshot.pools] == [
+        ("more", 1, 2),
+        ("app", 0, 1),
+    ]
+
+
+def test_what_is_gone_and_still_alive_is_retired(tmp_path: pathlib.Path) -> None:
+    alive = {("server", 0), ("route", 1)}
+
+    def make(text: str, state: State, generation: int) -> tuple[Compiled, State]:
+        config = parse(text, tmp_path / "lb.toml")
+        return compile(config, state, generation, lambda kind, row: (kind, row) in alive)
+
+    more = pools("a", "b", "c") + '[[route]]\nname = "x"\npool = "app"\npath = "/x"\n'
+    alive, before = set(), alive
+    first, state = make(more, State(), 1)
+    alive = before
+    assert first.snapshot.retired_servers == first.snapshot.retired_routes == ()
+    # What is freed now can get a tunnel until the commit, so it counts whether it is in use or not.
+    second, state = make(pools("c"), state, 2)
+    assert second.snapshot.retired_servers == (
+        spec.RetiredRow(slot=0, owner=1, name="a:1", pool="app"),
+        spec.RetiredRow(slot=1, owner=1, name="b:1", pool="app"),
+    )
+    assert second.snapshot.retired_routes == (spec.RetiredRow(slot=1, owner=1, name="x"),)
+    third, state = make(pools("c"), state, 3)
+    assert [row.name for row in third.snapshot.retired_servers] == ["a:1"]
+    assert [row.name for row in third.snapshot.retired_routes] == ["x"]
+    alive.clear()
+    fourth, state = make(pools("c"), state, 4)
+    assert fourth.snapshot.retired_servers == fourth.snapshot.retired_routes == ()
+
+
 def test_routes_and_listeners_keep_their_rows(tmp_path: pathlib.Path) -> None:
     _, state = build(VALID, tmp_path)
     more = '[listen.first]\nbind = [":1"]\n[[route]]\nname = "x"\npath = "/x"\npool = "app"\n' + VALID
@@ -242,32 +361,38 @@ def test_rows_are_given_away_when_their_cells_are_zero(tmp_path: pathlib.Path) -
 
 
 def test_what_is_beyond_the_capacity_is_refused_by_name(tmp_path: pathlib.Path) -> None:
-    state = State(capacity=Capacity(listeners=1, routes=1, servers=1))
+    state = State(capacity=Capacity(listeners=1, routes=1, pools=1, servers=1))
     text = (
         pools("a", "b") + '[[route]]\nname = "x"\npool = "app"\npath = "/x"\n[listen.two]\nbind = [":81"]\n'
-    )
+    ) + '[pool.two]\nservers = ["srv://a"]\n'
     report = refusal(text, tmp_path, state)
     assert report.replace(" (those just removed still count)", "").splitlines() == [
         'DIR/lb.toml:6: pool.app.servers = "b:1": is beyond the capacity of 1 servers',
         "DIR/lb.toml:7: route[1]: is beyond the capacity of 1 routes",
         "DIR/lb.toml:11: listen.two: is beyond the capacity of 1 listeners",
+        "DIR/lb.toml:13: pool.two: is beyond the capacity of 1 pools",
     ]
 
 
 @given(st.lists(st.sets(st.integers(0, 12), max_size=6), max_size=12), st.sets(st.integers(0, 7)))
 def test_rows_are_never_shared(steps: list[set[int]], busy: set[int]) -> None:
     state = Rows()
-    for names in steps:
+    owners: dict[tuple[int, int], int] = {}
+    for generation, names in enumerate(steps):
         before = dict(state.taken)
-        assigned, following, without = assign(state, sorted(names), 8, busy.__contains__)
-        assert len(set(assigned.values())) == len(assigned)
+        assigned, following, without = assign(state, sorted(names), 8, busy.__contains__, generation)
+        assert len({row.slot for row in assigned.values()}) == len(assigned)
         assert set(assigned) | set(without) == names
         for name, row in assigned.items():
-            assert 0 <= row < 8
+            assert 0 <= row.slot < 8
             assert before.get(name, row) == row
             # A row of the configuration before is never handed to another name.
-            assert row not in before.values() or before.get(name) == row
-        assert not set(following.left.values()) & set(following.taken.values())
+            taken = {one.slot for one in before.values()}
+            assert row.slot not in taken or before.get(name) == row
+            # No two names ever have the same slot and owner.
+            assert owners.setdefault((row.slot, row.owner), name) == name
+        left = {row.slot for row in following.left.values()}
+        assert not left & {row.slot for row in following.taken.values()}
         state = following
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from lb.config import State, compile, load, parse, verify
+from lb.config import State, check, compile, load, parse, verify
 from lb.config.reference import TARGET, reference
 from lb.config.starter import starter
 from tests.unit.test_config_compile import write_certificate
@@ -29,6 +29,8 @@ def test_the_default_runs_as_it_is(tmp_path: pathlib.Path) -> None:
     assert [server.name for server in snapshot.pools[0].servers] == ["127.0.0.1:9001", "127.0.0.1:9002"]
     assert snapshot.pools[0].sticky is not None
     assert [route.path for route in snapshot.routes] == ["/ws/*", None]
+    assert [checks.path for checks in snapshot.pools[0].checks if checks] == ["/", "/"]
+    assert (compiled.control.metrics, compiled.control.admin) == ("127.0.0.1:9180", None)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -40,9 +42,11 @@ def test_examples(example: pathlib.Path, tmp_path: pathlib.Path) -> None:
     authority = (tmp_path / "certs" / "www.example.com.pem").read_text()
     certificate = authority[: authority.index("-----BEGIN PRIVATE")]
     (tmp_path / "certs" / "internal-ca.crt").write_text(certificate)
-    config = load(file)
-    verify(config)
-    assert config.warnings == ()
+    shutil.copy(EXAMPLES[0].with_name("servers.json"), tmp_path)
+    token = tmp_path / "admin.token"
+    token.write_text("0123456789abcdef\n")
+    token.chmod(0o600)
+    assert check(file).warnings == ()
 
 
 def test_there_are_the_examples_that_the_documentation_names() -> None:
@@ -53,6 +57,9 @@ def test_there_are_the_examples_that_the_documentation_names() -> None:
         "tls",
         "unix-sockets",
         "api-and-ws-same-path",
+        "health-checks",
+        "discovery",
+        "admin-over-tcp",
     } <= names
     five_lines = (ROOT / "config" / "examples" / "two-websocket-servers.toml").read_text().splitlines()
     assert len(five_lines) == 5
@@ -85,8 +92,15 @@ def test_the_reference_names_every_key_once_in_its_table() -> None:
         "[[route]]",
         "[route.retry]",
         "[[pool.NAME.server]]",
+        "[pool.NAME.health]",
+        "[pool.NAME.eject]",
+        "[metrics]",
+        "[admin]",
+        "[dns]",
     ):
         assert text.count(f"## `{heading}`\n") == 1
     assert '| `wedged_after` | duration, 1s to 1h | `"10s"` | yes |' in text
     assert "| `user` | name of a user |  | restart |" in text
     assert "| `bind` |" in text
+    assert '| `for` | duration, 100ms to 24h | `"30s"` | yes |' in text
+    assert "*Not supported yet.*" not in text
