@@ -77,7 +77,12 @@ class NameServer:
         ]
         self._hosts.write_text("".join(lines), encoding="ascii")
         if self._process is not None:
+            before = self._times_read()
             self._process.send_signal(signal.SIGHUP)
+            eventually(lambda: self._times_read() > before, "dnsmasq has read the hosts")
+
+    def _times_read(self) -> int:
+        return self.log.count(f"read {self._hosts} - ")
 
     def queries(self, what: str) -> int:
         """How often was asked for `what`, "A a.test" for example."""

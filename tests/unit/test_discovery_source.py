@@ -108,7 +108,8 @@ def test_the_end_of_an_outage_is_logged_and_the_next_one_is_told(control: StandI
         assert (bench.source.value, bench.source.problem, bench.changes) == ("x", "", 4)
 
     asyncio.run(main())
-    assert control.kinds() == ["discovery-failed", "discovery-failed"]
+    assert control.kinds() == ["discovery-failed", "discovered"] * 2
+    assert control.last_event("discovered").fields == {"source": "host a"}
     assert control.log_text().count('event="discovery works again" source="host a"') == 2
 
 

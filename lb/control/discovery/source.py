@@ -102,6 +102,7 @@ class Source(Generic[Value]):
         self._in_a_row = 0
         if self.problem:
             self._log.info("discovery works again", source=self.what)
+            self._events.add("discovered", f"{self.what}: works again", source=self.what)
         if value != self.value or self.problem or not self.settled:
             self.value, self.problem, self.settled = value, "", True
             self._changed()
