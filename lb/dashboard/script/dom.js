@@ -111,8 +111,25 @@ export function follow(parent, items, keyOf, create) {
     rows.set(key, row);
     row.update(item);
     if (place && row.node === place) place = place.nextElementSibling;
+    else if (row.node.contains(document.activeElement)) place = moveOthers(parent, row.node, place);
     else parent.insertBefore(row.node, place);
   }
+}
+
+/**
+ * Brings `node` to `place` by moving those between them to the end: a moved element loses the focus.
+ * @param {Element} parent
+ * @param {Element} node
+ * @param {Element | null} place
+ * @returns {Element | null} the next place
+ */
+function moveOthers(parent, node, place) {
+  while (place && place !== node) {
+    const next = place.nextElementSibling;
+    parent.append(place);
+    place = next;
+  }
+  return node.nextElementSibling;
 }
 
 /**

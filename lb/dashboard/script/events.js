@@ -40,6 +40,7 @@ export class Events {
     this.control = 0;
     this.wait = SOONEST;
     this.abort = new AbortController();
+    this.wake = () => {};
     /** @type {Set<string>} */
     this.seen = new Set();
   }
@@ -59,14 +60,23 @@ export class Events {
     this.last = 0;
     this.wait = SOONEST;
     this.abort.abort();
+    this.wake();
   }
 
   async run() {
     for (;;) {
       await this.once();
-      await new Promise((resolve) => setTimeout(resolve, this.wait));
+      await this.rest();
       this.wait = Math.min(this.wait * 2, LATEST);
     }
+  }
+
+  /** Waits, at most until a new control process is seen. */
+  rest() {
+    return new Promise((resolve) => {
+      this.wake = () => resolve(undefined);
+      setTimeout(resolve, this.wait);
+    });
   }
 
   /** Reads the stream until it ends; that it ended is no news, as the feed of figures tells of silence. */

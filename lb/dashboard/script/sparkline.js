@@ -4,13 +4,14 @@ import { svgElement } from "./dom.js";
 
 const WIDTH = 120;
 const HEIGHT = 32;
+const SHORTEST = 60; // seconds
 const GAP = 5; // seconds without an answer, over which no line is drawn
 
 /**
  * @typedef {{time: number, value: number}} Point
  */
 
-/** One curve over `span` seconds. */
+/** One curve over `span` seconds; over fewer, while there are not so many yet. */
 export class Sparkline {
   /** @param {number} span */
   constructor(span) {
@@ -34,13 +35,14 @@ export class Sparkline {
    */
   runs(points) {
     const end = points.at(-1)?.time ?? 0;
+    const span = Math.min(this.span, Math.max(SHORTEST, end - (points[0]?.time ?? end)));
     const top = Math.max(...points.map((point) => point.value), Number.MIN_VALUE);
     /** @type {string[][]} */
     const runs = [];
     let before = -Infinity;
     for (const { time, value } of points) {
       if (time - before > GAP) runs.push([]);
-      const x = WIDTH * (1 - (end - time) / this.span);
+      const x = WIDTH * (1 - (end - time) / span);
       const y = HEIGHT - 2 - (HEIGHT - 5) * (value / top);
       runs.at(-1)?.push(`${x.toFixed(1)} ${y.toFixed(1)}`);
       before = time;

@@ -1,0 +1,331 @@
+"""The dashboard in a real browser: Debian's Chromium, headless, driven by Playwright.
+
+Chromium opens no Unix sockets, so the API listens on TCP and asks for a token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+from aiohttp import web
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from tests.harness.load import Background
+from tests.interop.conftest import program
+from tests.interop.dashboard_stand_in import HOSTILE, TOKEN, StandIn
+
+pytestmark = pytest.mark.interop
+
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WITHIN = 10_000  # ms
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = program("chromium")
+    expect.set_options(timeout=WITHIN)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page in a profile of its own; at the end nothing may have gone wrong in it."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(WITHIN)
+    wrong: list[str] = []
+
+    def console(message: ConsoleMessage) -> None:
+        # The browser says of each failed request that it failed, whatever the page makes of it.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            wrong.append(message.text)
+
+    page.on("console", console)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    yield page
+    context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def stand_in() -> Iterator[tuple[StandIn, str]]:
+    """An admin API with canned answers, and where it is."""
+    api = StandIn()
+    stack = AsyncExitStack()
+
+    async def start() -> str:
+        runner = web.AppRunner(api.app(), shutdown_timeout=0.1)
+        stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        return f"http://{host}:{port}/"
+
+    with Background() as background:
+        address = background.run(start())
+        yield api, str(address)
+        background.run(stack.aclose())
+
+
+def enter(page: Page, address: str, token: str = TOKEN) -> None:
+    """Opens the dashboard and gives the token."""
+    page.goto(address)
+    page.get_by_label("Token", exact=True).fill(token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#link")).to_have_text("live")
+
+
+def server_row(page: Page, name: str) -> Locator:
+    """The row of a server."""
+    return page.locator(".servers tbody tr").filter(
+        has=page.get_by_role("rowheader").get_by_text(name, exact=True)
+    )
+
+
+def test_it_asks_for_the_token_and_keeps_it_for_the_tab(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    page.goto(address)
+    page.get_by_label("Token", exact=True).fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("That token is not the right one.")).to_be_visible()
+    page.get_by_label("Token", exact=True).fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#link")).to_have_text("live")
+    page.reload()
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("#token")).to_be_hidden()
+
+
+def test_it_shows_what_the_api_says(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    enter(page, address)
+    expect(page.locator("#verdict-state")).to_have_text("Serving: 2 problems")
+    expect(page.locator("#problems li")).to_have_text(["chat/c:9000 is down", "worker 1 is wedged"])
+    expect(page).to_have_title("▲ 2 problems · shardlb")
+    expect(page.locator("#fact-uptime")).to_have_text("1 d 2 h")
+    states = ["up", "drain", "down", "ejected", "starting", "maint", "unchecked"]
+    expect(page.locator(".servers tbody .badge")).to_have_text(states)
+    shapes = page.locator(".servers tbody .badge use").evaluate_all(
+        "all => all.map(use => use.getAttribute('href'))"
+    )
+    assert shapes == [f"#shape-{state}" for state in states], "a state is never told by its colour alone"
+    expect(server_row(page, "c:9000")).to_contain_text("3 checks failed: connection refused")
+    expect(server_row(page, "e:9000").locator(".cell-weight")).to_have_text("3.4 of 10")
+    expect(page.locator("#worker-table tbody tr").nth(1)).to_contain_text("wedged")
+    ends = [re.compile("60 days left"), re.compile("3 days left"), re.compile("expired")]
+    expect(page.locator(".certificates .badge")).to_have_text(ends)
+    expect(page.locator("#spread-body tr").first.locator("td")).to_have_text(["5", "7", "12"])
+    expect(page.locator("#spread-body .total td")).to_have_text(["25", "36", "61"])
+
+
+def test_figures_and_events_move_by_themselves(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    figures = page.locator(".figure-value")
+    expect(figures.nth(0)).to_have_text(re.compile(r"^(19\d|20\d)$"))
+    expect(figures.nth(1)).to_have_text("0.5 %")
+    expect(figures.nth(3)).to_have_text(re.compile(r"^3[23]\d$"))
+    expect(server_row(page, "d:9000").locator(".cell-errors")).to_have_text(re.compile(r"^[12]\.\d$"))
+    assert page.locator(".figure .curve").first.get_attribute("d")
+    expect(page.locator("#event-list li")).to_have_count(2)
+    api.events.append(("server-up", "chat/c:9000 is up"))
+    expect(page.locator("#event-list li").first).to_contain_text("chat/c:9000 is up")
+
+
+def test_names_are_data(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    api.problems = (HOSTILE,)
+    api.events.append((HOSTILE, HOSTILE))
+    enter(page, address)
+    expect(server_row(page, HOSTILE)).to_contain_text("unchecked")
+    expect(page.locator("#event-list")).to_contain_text(HOSTILE)
+    server_row(page, HOSTILE).get_by_role("button", name="Drain").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"Drain chat/{HOSTILE}?")
+    page.get_by_role("button", name="Drain", exact=True).click()
+    expect(page.locator("#said")).to_have_text(f"chat/{HOSTILE} drains")
+    assert api.changes == [(HOSTILE, {"admin": "drain"})]
+    assert page.locator("img").count() == 0
+
+
+def test_no_markup_but_its_own_runs(browser: Browser, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    page = browser.new_page()
+    page.goto(address)
+    refused = page.evaluate(
+        """() => {
+            try { document.body.innerHTML = "<b>no</b>"; } catch (error) { return error.name; }
+        }"""
+    )
+    page.close()
+    assert refused == "TypeError"
+
+
+def test_a_server_is_drained_by_keyboard_alone(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    press_to(page, "Drain: chat/a:9000")
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("12 tunnels stay until closed; nobody is cut off.")
+    expect(dialog).to_contain_text("2 requests in flight end as usual.")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert api.changes == []
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_have_text("chat/a:9000 drains")
+    assert api.changes == [("a:9000", {"admin": "drain"})]
+    expect(server_row(page, "a:9000").locator(".badge")).to_have_text("drain")
+    button = page.get_by_role("button", name="Drain: chat/a:9000")
+    expect(button).to_be_focused()
+    expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def press_to(page: Page, name: str) -> None:
+    """Presses Tab until the control with this name has the focus."""
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.getAttribute('aria-label')") == name:
+            return
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
+def test_a_refusal_is_shown_and_can_be_tried_again(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    api.refuse = "a reload is under way"
+    enter(page, address)
+    server_row(page, "a:9000").get_by_role("button", name="Maint").click()
+    page.get_by_role("button", name="Into maintenance").click()
+    expect(page.get_by_role("alert").filter(has_text="a reload is under way")).to_be_visible()
+    api.refuse = ""
+    page.get_by_role("button", name="Into maintenance").click()
+    expect(page.locator("#said")).to_have_text("chat/a:9000 is in maintenance")
+
+
+def test_rows_that_have_the_focus_stay(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    button = page.get_by_role("button", name="Ready: chat/e:9000")
+    button.focus()
+    del api.servers[0]
+    api.servers.reverse()
+    api.servers.sort(key=lambda view: view.name != "e:9000")
+    expect(server_row(page, "a:9000")).to_have_count(0)
+    expect(page.locator(".servers tbody th").first).to_contain_text("e:9000")
+    expect(button).to_be_focused()
+
+
+def test_silence_is_told_and_ends(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    expect(page.locator("#event-list li")).to_have_count(2)
+    api.silent = True
+    expect(page.locator("#link")).to_have_text(re.compile(r"no answer since \d+ s"))
+    expect(page).to_have_title("✕ no answer · shardlb")
+    expect(page.locator("body")).to_have_class("stale")
+    expect(server_row(page, "a:9000")).to_contain_text("up")
+    api.control_pid += 1
+    api.events = [("server-up", "seen by the new control process")]
+    api.silent = False
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("body")).not_to_have_class("stale")
+    expect(page.locator("#event-list")).to_contain_text("seen by the new control process")
+
+
+def test_tunnels_are_listed_by_page_and_closed(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    page.get_by_text("List of tunnels").click()
+    rows = page.locator("#tunnel-rows tr")
+    expect(rows).to_have_count(50)
+    expect(page.locator("#tunnel-count")).to_contain_text("120 tunnels. 1 to 50 are shown")
+    page.get_by_role("button", name="Next page").click()
+    expect(rows.first).to_contain_text("192.0.2.50")
+    page.get_by_label("Client address").fill("192.0.2.11")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(rows).to_have_count(11)
+    expect(rows.nth(1)).to_contain_text("110 messages")
+    page.get_by_role("button", name="Close the tunnel of 192.0.2.110").click()
+    page.get_by_label("Close code").select_option("1012")
+    page.get_by_label("Reason for the client").fill("moving")
+    page.get_by_role("button", name="Close", exact=True).click()
+    expect(page.locator("#said")).to_have_text("1 tunnel closing")
+    assert api.closes == [{"ids": ["0-100-110"], "code": 1012, "reason": "moving"}]
+    page.get_by_role("button", name="Close all of these").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Close 11 tunnels?")
+
+
+def test_the_configuration_is_shown_and_a_failed_reload_is_told(
+    page: Page, stand_in: tuple[StandIn, str]
+) -> None:
+    _, address = stand_in
+    enter(page, address)
+    page.get_by_text("Active configuration").click()
+    expect(page.locator("#configuration-text")).to_contain_text('name = "chat"')
+    page.get_by_role("button", name="Reload from the file").click()
+    page.get_by_role("button", name="Reload", exact=True).click()
+    expect(page.locator("#question-error")).to_have_text("Not reloaded: line 3: no")
+
+
+WIDER = """() => [...document.querySelectorAll(".servers button, .servers td, .figure-value, .facts dd")]
+    .filter(node => node.scrollWidth > node.clientWidth + 1 || node.getBoundingClientRect().right > innerWidth)
+    .map(node => node.textContent)"""
+
+
+def test_nothing_scrolls_sideways(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    enter(page, address)
+    page.get_by_text("List of tunnels").click()
+    page.get_by_text("Active configuration").click()
+    expect(page.locator("#tunnel-rows tr")).to_have_count(50)
+    for width in (320, 360, 768, 1024, 1280):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(WIDER) == [], f"cut off at {width} px"
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, a, input, select, summary, [tabindex='0'], table")]
+    .filter(node => node.id !== "question-go")  // named by each question
+    .filter(node => !(node.getAttribute("aria-label") || node.textContent.trim()
+        || node.labels?.[0]?.textContent || document.getElementById(node.getAttribute("aria-labelledby"))))
+    .map(node => node.outerHTML)"""
+
+
+def test_each_control_has_a_name(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    enter(page, address)
+    page.get_by_text("List of tunnels").click()
+    expect(page.locator("#tunnel-rows tr")).to_have_count(50)
+    assert page.evaluate(NAMELESS) == []
+    names = page.locator("button:visible").evaluate_all(
+        "all => all.map(node => node.ariaLabel || node.innerText)"
+    )
+    assert len(set(names)) == len(names), (
+        "two buttons with one name are one to who can't see where they stand"
+    )
+
+
+def test_lists_are_bounded(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    api.events = [("server-up", f"number {number}") for number in range(1000)]
+    enter(page, address)
+    expect(page.locator("#event-list li").first).to_contain_text("number 999")
+    assert page.locator("#event-list li").count() == 200
