@@ -10,6 +10,7 @@ import msgspec
 from lb.config import text
 from lb.config.kinds import Boolean, Choice, Duration, Integer, Text
 from lb.config.tables import Conflict, Key, Partial, Table
+from lb.config.units import format_duration
 
 
 class Health(Partial, frozen=True, kw_only=True):
@@ -69,8 +70,10 @@ class Health(Partial, frozen=True, kw_only=True):
     def mismatches(self) -> Iterator[Conflict]:
         """What is wrong with the whole of the keys."""
         if self.timeout > self.every:
-            hint = "shorten timeout or lengthen every"
-            yield Conflict(("timeout", "every"), "a check must end before the next one starts", hint)
+            message = (
+                f'{format_duration(self.timeout)} is longer than every = "{format_duration(self.every)}"'
+            )
+            yield Conflict(("timeout", "every"), message, "a check ends before the next one starts")
         unused = {"http": (), "tcp": ("path", "status", "body"), "websocket": ("status", "body")}[self.type]
         for key in unused:
             if getattr(self, key) != getattr(_HEALTH_DEFAULTS, key):

@@ -42,6 +42,8 @@ def _found(
         return found or ()
     if found is not None and state.servers_files.get(pool.name) == pool.discover.file:
         return found
+    if not pool.discover.file:
+        return ()  # was refused already
     path = config.resolve(pool.discover.file)
     try:
         return read_servers_file(path)

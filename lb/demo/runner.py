@@ -105,15 +105,19 @@ def demo_addresses(config: Config, path: pathlib.Path) -> list[str]:
 
 
 def require_loopback(config: Config, path: pathlib.Path) -> None:
-    """Raises `DemoError` when a listener can be reached from another machine."""
-    for listener in config.listen:
-        for address in listener.bind:
-            if not _is_loopback(address):
-                raise DemoError(
-                    f"{path}: listen.{listener.name} binds {address}, which others can reach; the demo is for"
-                    f' this machine alone: write "127.0.0.1:PORT", or use lb run',
-                    _EXIT_CONFIG,
-                )
+    """Raises `DemoError` when anything here can be reached from another machine."""
+    bound = [(f"listen.{listener.name}", address) for listener in config.listen for address in listener.bind]
+    if config.metrics is not None:
+        bound.append(("metrics", config.metrics.listen))
+    if config.admin.listen not in (None, "off"):
+        bound.append(("admin", str(config.admin.listen)))
+    for key, address in bound:
+        if not _is_loopback(address):
+            raise DemoError(
+                f"{path}: {key} binds {address}, which others can reach; the demo is for"
+                f' this machine alone: write "127.0.0.1:PORT", or use lb run',
+                _EXIT_CONFIG,
+            )
 
 
 # --- the servers -------------------------------------------------------------------------------------

@@ -34,8 +34,11 @@ def pool_checks(text: str) -> list[Health | None]:
         ('health.type = "https"', ':7: pool.app.health.type = "https": expected "http" or "tcp" or "websoc'),
         ("health.evry = 1", 'unknown key (did you mean "every"?)'),
         ("health.given = []", "pool.app.health.given = []: unknown key"),
-        ('health.timeout = "3s"', ":7: pool.app.health.timeout: a check must end before the next one starts"),
-        ('health.every = "500ms"', "pool.app.health.timeout: a check must end before the next one starts"),
+        (
+            'health.timeout = "3s"',
+            ':7: pool.app.health.timeout: 3s is longer than every = "2s" (a check ends',
+        ),
+        ('health.every = "500ms"', 'pool.app.health.timeout: 1s is longer than every = "500ms"'),
         ('health = { type = "tcp", path = "/a" }', 'health.path: is not used by type = "tcp" (remove path)'),
         ('health = { type = "tcp", status = "204" }', 'health.status: is not used by type = "tcp"'),
         ('health = { type = "tcp", body = "a" }', 'health.body: is not used by type = "tcp"'),
@@ -76,7 +79,7 @@ def test_each_error(lines: str, expected: str) -> None:
     [
         (
             HEAD + SERVER + 'health.timeout = "3s"\n',
-            ":8: pool.app.server[0].health.timeout: a check must end before the next one starts",
+            ':8: pool.app.server[0].health.timeout: 3s is longer than every = "2s"',
         ),
         (
             HEAD + 'health.path = "/a"\n' + SERVER + 'health.type = "tcp"\n',

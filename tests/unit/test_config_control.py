@@ -244,6 +244,10 @@ def test_a_check_reads_the_file_with_servers(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         check(file)
     assert len(caught.value.problems) == 2
+    file.write_text(FILE_POOL.replace(".json", ".csv"))
+    with pytest.raises(ConfigErrors) as caught:
+        check(file)
+    assert len(caught.value.problems) == 1
     file.write_text(FILE_POOL)
     (tmp_path / "servers.json").write_text("[]")
     assert check(file).warnings == ()

@@ -148,6 +148,7 @@ def test_the_servers_end_when_the_demo_is_killed(tmp_path: Path) -> None:
 
 
 CONFIG = """
+{more}
 [listen.public]
 bind = ["{bind}"]
 [[route]]
@@ -161,7 +162,13 @@ servers = ["{server}"]
     ("values", "code", "message"),
     [
         ({"pool": "other"}, 1, "has no pool 'demo' for the demo servers; use lb run"),
-        ({"bind": ":8080"}, 1, "which others can reach"),
+        ({"bind": ":8080"}, 1, "listen.public binds [::]:8080, which others can reach"),
+        ({"more": 'metrics.listen = ":9180"'}, 1, "metrics binds [::]:9180, which others can reach"),
+        (
+            {"more": 'admin = { listen = ":9181", token_file = "a" }'},
+            1,
+            "admin binds [::]:9181, which others can reach",
+        ),
         ({"server": "192.0.2.1:9000"}, 1, "pool.demo names 192.0.2.1:9000; demo servers listen on 127.0.0.1"),
         ({"server": "unix:/tmp/x.sock"}, 1, "pool.demo names unix:/tmp/x.sock"),
     ],
@@ -171,7 +178,9 @@ def test_what_is_not_for_a_demo_is_refused(
 ) -> None:
     path = tmp_path / "lb.toml"
     path.write_text(
-        CONFIG.format(**{"bind": "127.0.0.1:18080", "pool": "demo", "server": "127.0.0.1:9001", **values})
+        CONFIG.format(
+            **{"bind": "127.0.0.1:18080", "pool": "demo", "server": "127.0.0.1:9001", "more": "", **values}
+        )
     )
     assert run(path) == code
     error = capfd.readouterr().err
@@ -190,7 +199,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path, capfd: pytest.CaptureFix
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         path = tmp_path / "lb.toml"
-        path.write_text(CONFIG.format(bind=f"127.0.0.1:{free_port()}", pool="demo", server=address))
+        path.write_text(CONFIG.format(more="", bind=f"127.0.0.1:{free_port()}", pool="demo", server=address))
         assert run(path) == 3
     error = capfd.readouterr().err
     assert f"the demo server for {address} can't listen: address already in use." in error
@@ -211,7 +220,7 @@ def test_it_runs_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     front, back = (f"127.0.0.1:{free_port()}" for _ in range(2))
     path = tmp_path / "lb.toml"
     path.write_text(
-        CONFIG.format(bind=front, pool="demo", server=back)
+        CONFIG.format(more="", bind=front, pool="demo", server=back)
         + f'[process]\nworkers = 1\npid_file = "{tmp_path}/pid"\n'
     )
     errors = tmp_path / "errors"
