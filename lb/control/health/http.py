@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final
@@ -26,20 +27,28 @@ class _Connector(aiohttp.BaseConnector):
     def __init__(self, target: Target) -> None:
         super().__init__(force_close=True)
         self._target = target
+        self._transport: asyncio.Transport | None = None
+
+    def abort(self) -> None:
+        """Closes the connection for good: over TLS aiohttp leaves it waiting for the server's farewell."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
-        _, protocol = await establish(self._target, self._factory)
+        self._transport, protocol = await establish(self._target, self._factory)
         self._target.stage = "waiting for the answer"
         return protocol
 
 
 async def check_http(target: Target, stack: AsyncExitStack) -> Finding:
     """Checks once. Raises `CheckFailed` or `NotChecked`."""
+    connector = _Connector(target)
+    stack.callback(connector.abort)
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
-            connector=_Connector(target),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=_NO_TIMEOUT,  # the whole check has one
