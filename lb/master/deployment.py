@@ -13,7 +13,7 @@ import msgspec
 
 from lb.master.failures import reason
 from lb.master.listeners import Served
-from lb.master.plan import Plan
+from lb.master.plan import Plan, same
 from workers.contract import snapshot as snapshots
 from workers.contract.messages import (
     AccessLogFd,
@@ -65,6 +65,13 @@ class Deployment:
         except DeployError:
             self.close()
             raise
+
+    def absorb(self, plan: Plan) -> bool:
+        """Takes `plan` in where it serves the same and only what was found before it differs."""
+        if not same(self.plan, plan):
+            return False
+        self.plan = plan.again(self.generation, plan.workers)
+        return True
 
     @property
     def log_fd(self) -> int | None:

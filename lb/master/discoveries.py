@@ -65,7 +65,8 @@ class Discoveries:
         if outcome.ok:
             if self._newest is discovery:
                 self._newest = None
-            self._tell(outcome)
+            if outcome.changes:
+                self._tell(outcome)
             return
         first = outcome.error.partition("\n")[0]
         self._log.error("what was discovered can't be served", error=outcome.error, retry_in=RETRY)
@@ -78,7 +79,7 @@ class Discoveries:
         self._log.info("discovered", **fields)
         for change in outcome.changes:
             self._log.info("changed", key=change)
-        text = "; ".join(outcome.changes[:_SHOWN]) or "nothing that is served changed"
+        text = "; ".join(outcome.changes[:_SHOWN])
         more = len(outcome.changes) - _SHOWN
         self._happened("discovered", text + (f"; and {more} more" if more > 0 else ""), **fields)
 

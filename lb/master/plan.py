@@ -86,6 +86,16 @@ def _compiled(config: Config, state: State, generation: int, in_use: InUse, disc
     )
 
 
+def same(before: Plan, after: Plan) -> bool:
+    """Whether both serve the same."""
+    after = after.again(before.snapshot.generation, before.workers)
+    return (after.snapshot, after.control, after.certificates) == (
+        before.snapshot,
+        before.control,
+        before.certificates,
+    )
+
+
 def changes(before: Plan, after: Plan) -> tuple[str, ...]:
     """What differs between the files, one line each. Raises `ConfigErrors` where a reload can't do it."""
     problems = configuration.refuse_live(before.config, after.config)

@@ -185,6 +185,9 @@ class Reloader:
             self.on_start()
         try:
             plan, changes = build()
+            if not counted and self._fleet.deployment.absorb(plan):
+                self._finish(self._outcome(ok=True))
+                return
             self._transaction = Transaction.stage(plan, self._slots(plan), changes, self._listeners)
         except (ConfigErrors, BindError, DeployError) as error:
             self._finish(self._outcome(error=str(error)))

@@ -19,7 +19,7 @@ from typing import Any
 
 from lb.master import places
 from tests.harness import processes
-from tests.harness.client import Address
+from tests.harness.client import Address, fetch
 from tests.harness.settings import Tables
 from tests.harness.toml import dumps
 from tests.harness.waiting import eventually
@@ -79,6 +79,12 @@ class LoadBalancer:
     def metrics_url(self) -> str:
         """http://host:port of the metrics; they are served there from `wait_control` on."""
         return f"http://{self.tables['metrics']['listen']}"
+
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Host and port of the metrics."""
+        host, _, port = self.tables["metrics"]["listen"].rpartition(":")
+        return host, int(port)
 
     @property
     def admin_path(self) -> str:
@@ -191,6 +197,19 @@ class LoadBalancer:
         reply: dict[str, Any] = json.loads(received)
         assert not reply.get("error"), reply
         return reply
+
+    def admin(self, path: str, *, method: str = "GET", body: object = None, status: int = 200) -> Any:
+        """The decoded answer of the admin API below /api/v1/; asserts its status."""
+        response = fetch(
+            self.admin_path,
+            f"/api/v1/{path}",
+            method=method,
+            host="localhost",
+            headers={} if method == "GET" else {"Content-Type": "application/json"},
+            body=None if body is None else json.dumps(body).encode(),
+        )
+        assert response.status == status, response
+        return json.loads(response.body)
 
     def reload(self, *, check: bool = True) -> dict[str, Any]:
         """Writes `tables`, reloads and returns the outcome; asserts success, or failure if not `check`."""
