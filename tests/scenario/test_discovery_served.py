@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, eventually, fetch
+from tests.harness import LoadBalancer, eventually, fetch, processes
 from tests.harness import websocket as ws
 from tests.harness.client import RawClient
 from tests.harness.load import Background, HttpLoad
@@ -39,6 +41,12 @@ def write(file: Path, *servers: Upstream) -> None:
 def serves(lb: LoadBalancer, *names: str) -> bool:
     """Whether the next requests go to all of `names`, and to nobody else."""
     return {fetch(lb.address).text for _ in range(3 * len(names) + 1)} == set(names)
+
+
+def kill_control(lb: LoadBalancer) -> None:
+    """Kills the control process."""
+    (pid,) = set(processes.children(lb.pid)) - set(lb.worker_pids())
+    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -91,6 +99,7 @@ def test_a_tunnel_on_a_server_that_left_the_file_lives_on(
         assert ws.read_frame(tunnel).payload == b"still here"
         file.unlink()
         eventually(lambda: 'event="discovery failed"' in lb.stderr, "the failure is logged")
+        lb.reload()
         assert serves(lb, "two")
 
 
@@ -99,9 +108,11 @@ def test_services_and_their_names_are_followed(
     balancer: StartBalancer, upstream: StartUpstream, tmp_path: Path
 ) -> None:
     one, two = upstream(ws.serve_echo, name="one"), upstream(ws.serve_echo, name="two")
-    with NameServer(tmp_path, f"srv-host=_ws._tcp.test,a.test,{one.port}") as names:
+    with NameServer(tmp_path) as names:
         names.set_hosts(a="127.0.0.1", b="127.0.0.1")
         lb = balancer(settings(["srv://_ws._tcp.test"], dns={"nameservers": [names.address]}))
+        assert fetch(lb.address).status == 503
+        names.restart(f"srv-host=_ws._tcp.test,a.test,{one.port}")
         eventually(lambda: serves(lb, "one"), "the server is found")
         with RawClient(lb.address) as client:
             names.restart(
@@ -109,7 +120,9 @@ def test_services_and_their_names_are_followed(
             )
             eventually(lambda: serves(lb, "one", "two"), "both servers are found")
             names.stop()
-            eventually(lambda: 'event="discovery failed"' in lb.stderr, "the failure is logged")
+            kill_control(lb)
+            failed = 'source=srv://_ws._tcp.test reason="Could not contact DNS servers" kept=false'
+            eventually(lambda: failed in lb.stderr, "the next control process finds nothing")
             assert serves(lb, "one", "two")
             names.options = (f"srv-host=_ws._tcp.test,b.test,{two.port}",)
             names.start()
