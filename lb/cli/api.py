@@ -113,7 +113,7 @@ class Api:
             problem = msgspec.json.decode(answer, type=Problem)
         except msgspec.MsgspecError as error:
             return Refused(response.status, f"{self.address} answered {response.status} and {error}")
-        text = f"{problem.title}: {problem.detail}" if problem.detail else problem.title
+        text = problem.detail or problem.title
         if response.status == 401:
             text += "; the token comes from --token-file or $LB_ADMIN_TOKEN_FILE"
         return Refused(response.status, one_line(text))

@@ -65,8 +65,9 @@ def fitted(
     if left:
         lines.append(Text(f"... and {left} more", "dim"))
     for line in lines:
-        line.no_wrap = True
         line.rstrip()
+        line.truncate(width, overflow="ellipsis")
+        line.no_wrap = True
     return lines
 
 

@@ -17,6 +17,7 @@ from lb.cli.text import clean, duration, short, size
 
 _MAX_PROBLEMS: Final = 3
 _MAX_EVENTS: Final = 8
+_WHOLE: Final = 99  # columns; nothing is that wide
 _STYLES: Final = {
     "up": "green",
     "serving": "green",
@@ -44,11 +45,11 @@ class Shown(NamedTuple):
 def draw(shown: Shown, width: int, height: int) -> Group:
     """The picture in `width` columns and `height` lines."""
     view = shown.view
-    head = _head(shown, width)
+    head = _head(shown, width, height)
     servers = [server for pool in view.pools for server in pool.servers]
     events = list(reversed(shown.events))[:_MAX_EVENTS]
     shares = _shares(height - len(head) - 3, len(view.workers), len(servers), len(events))
-    return Group(
+    lines = [
         *head,
         Text(),
         *fitted(_worker_columns(shown.rates), view.workers, width, shares[0], _worker_troubled),
@@ -56,7 +57,8 @@ def draw(shown: Shown, width: int, height: int) -> Group:
         *fitted(_server_columns(shown.rates), servers, width, shares[1], _server_troubled),
         Text(),
         *(_event(event, width) for event in events[: shares[2]]),
-    )
+    ]
+    return Group(*lines[:height])
 
 
 def _shares(rest: int, workers: int, servers: int, events: int) -> tuple[int, int, int]:
@@ -73,7 +75,7 @@ def _shares(rest: int, workers: int, servers: int, events: int) -> tuple[int, in
 # --- the head ------------------------------------------------------------------------------------------
 
 
-def _head(shown: Shown, width: int) -> list[Text]:
+def _head(shown: Shown, width: int, height: int) -> list[Text]:
     view = shown.view
     word = verdict_word(report_of(view), view)
     first = Text.assemble(
@@ -85,10 +87,17 @@ def _head(shown: Shown, width: int) -> list[Text]:
     lines = [first, _figures(shown)]
     if shown.trouble:
         lines.append(Text(shown.trouble, "bold reverse red"))
-    lines += [Text(f"! {clean(problem)}", "red") for problem in view.problems[:_MAX_PROBLEMS]]
+    lines += _problems(view.problems, min(_MAX_PROBLEMS, height // 8))
     for line in lines:
         line.truncate(width, overflow="ellipsis")
         line.no_wrap = True
+    return lines
+
+
+def _problems(problems: Sequence[str], most: int) -> list[Text]:
+    lines = [Text(f"! {clean(problem)}", "red") for problem in problems[:most]]
+    if len(problems) > most:
+        lines[-1:] = [Text(f"! {len(problems) - most + 1} more problems: lb status lists them", "red")]
     return lines
 
 
@@ -104,7 +113,7 @@ def _figures(shown: Shown) -> Text:
         (_rate(errors), "err/s", "bold red" if errors else "bold"),
         (str(tunnels), "tunnels", "bold"),
         (_rate(rates.messages()), "msg/s", "bold"),
-        (f"{_size(rates.bytes())}/s", "in tunnels", "bold"),
+        (_size_rate(rates.bytes()), "in tunnels", "bold"),
         (f"{lag * 1000:.0f} ms", "loop lag", "bold red" if lag > 1 else "bold"),
         (str(queued), "queued", "bold red") if queued else ("", "", ""),
     ):
@@ -117,8 +126,8 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else short(value)
 
 
-def _size(value: float | None) -> str:
-    return "-" if value is None else size(value)
+def _size_rate(value: float | None) -> str:
+    return "-" if value is None else f"{size(value)}/s"
 
 
 def _clock(unix_time: float) -> str:
@@ -152,7 +161,7 @@ def _worker_columns(rates: Rates) -> list[Column[WorkerView]]:
     return [
         Column("worker", 10, lambda worker: str(worker.slot)),
         Column("pid", 4, lambda worker: str(worker.pid)),
-        Column("state", 9, _worker_state, 6, lambda worker: _STYLES.get(_worker_state(worker), "")),
+        Column("state", 9, _worker_state, _WHOLE, lambda worker: _STYLES.get(_worker_state(worker), "")),
         Column("conns", 7, lambda worker: str(worker.connections)),
         Column("tunnels", 8, lambda worker: str(worker.tunnels)),
         Column("req/s", 8, lambda worker: _rate(rates.worker(worker, "requests"))),
@@ -167,16 +176,16 @@ def _worker_columns(rates: Rates) -> list[Column[WorkerView]]:
 
 def _server_columns(rates: Rates) -> list[Column[ServerView]]:
     return [
-        Column("server", 10, _server_name, 18),
-        Column("state", 9, lambda server: server.state, 5, lambda server: _STYLES.get(server.state, "")),
+        Column("server", 10, _server_name, 40),
+        Column("state", 9, lambda server: server.state, _WHOLE, lambda server: _STYLES.get(server.state, "")),
         Column("active", 8, lambda server: str(server.active)),
         Column("tunnels", 7, lambda server: str(server.tunnels)),
         Column("req/s", 6, lambda server: _rate(rates.server(server, "requests"))),
-        Column("err/s", 6, lambda server: _rate(rates.server(server, "errors"))),
+        Column("err/s", 5, lambda server: _rate(rates.server(server, "errors"))),
         Column("weight", 2, weight_text),
         Column("conns", 3, lambda server: str(server.connections)),
         Column("requests", 1, lambda server: short(server.requests)),
-        Column("why", 5, lambda server: clean(server.why), 14),
+        Column("why", 4, lambda server: clean(server.why), 14),
     ]
 
 

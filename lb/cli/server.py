@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from lb.admin.views import AdminState, PoolView, ServerChange, ServerView
 from lb.cli import address
 from lb.cli.api import Api, Refused, quoted
 from lb.cli.client import Unreachable
 from lb.cli.output import print_error, print_json
-from lb.cli.show import pools_text, weight_text
-from lb.cli.text import clean, clock, duration
+from lb.cli.show import pools_text
+from lb.cli.text import clean, clock, duration, number
 from lb.master.failures import EXIT_USAGE
 
 _STATES: Final[Mapping[str, AdminState]] = {"ready": "ready", "drain": "drain", "maint": "maint"}
@@ -65,7 +67,12 @@ def change_of(actions: Sequence[str]) -> ServerChange | None:
             near = difflib.get_close_matches(action, [*_STATES, "weight="], 1)
             hint = f"did you mean {near[0]}?" if near else f"expected {_ACTIONS}"
             raise WrongAction(f"unknown action {action!r}; {hint}")
-    return ServerChange(admin=admin, weight=weight) if actions else None
+    if not actions:
+        return None
+    try:
+        return msgspec.convert({"admin": admin, "weight": weight}, ServerChange)
+    except msgspec.ValidationError as error:
+        raise WrongAction(f"weight={weight}: {str(error).partition(' - at')[0].lower()}") from error
 
 
 def _weight(text: str) -> int:
@@ -127,24 +134,24 @@ def server_text(view: ServerView, now: float) -> list[str]:
         head += f" for {duration(max(0.0, now - view.since))}"
     if view.why:
         head += f" ({clean(view.why)})"
-    lines = [head, f"operator   {view.admin}"]
+    lines = [head, f"operator     {view.admin}"]
     if view.ejected_until > now:
-        lines.append(f"ejected    for another {duration(view.ejected_until - now)}")
+        lines.append(f"ejected      for another {duration(view.ejected_until - now)}")
     resolved = ", ".join(view.addresses)
     shown = f"{view.address} ({resolved})" if resolved not in ("", view.address) else view.address
     limit = "no limit" if view.max_connections is None else f"at most {view.max_connections}"
     lines += [
-        f"address    {shown}{', backup' if view.backup else ''}",
-        f"weight     {weight_text(view)}",
-        f"health     {view.health}; {view.checks_ok} checks passed, {view.checks_failed} failed",
-        f"last check {_last_check(view, now)}",
-        f"now        {view.active} active ({limit}), {view.tunnels} tunnels,"
+        f"address      {shown}{', backup' if view.backup else ''}",
+        f"weight       {view.weight} configured, {number(view.effective_weight)} now",
+        f"health       {view.health}; {view.checks_ok} checks passed, {view.checks_failed} failed",
+        f"last check   {_last_check(view, now)}",
+        f"now          {view.active} active ({limit}), {view.tunnels} tunnels,"
         f" {view.connections} connections, {view.idle} of them idle",
-        f"since start {view.requests} requests, {view.errors} errors, {view.retries} retries,"
+        f"since start  {view.requests} requests, {view.errors} errors, {view.retries} retries,"
         f" {view.ejections} ejections",
     ]
     spread = ", ".join(f"worker {slot}: {count}" for slot, count in view.tunnels_by_worker.items() if count)
-    return [*lines, f"tunnels    {spread}"] if spread else lines
+    return [*lines, f"tunnels      {spread}"] if spread else lines
 
 
 def _last_check(view: ServerView, now: float) -> str:

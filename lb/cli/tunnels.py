@@ -175,7 +175,13 @@ def _what(arguments: argparse.Namespace) -> TunnelClose:
         given["code"] = arguments.code
     if arguments.reason:
         given["reason"] = arguments.reason
-    return msgspec.convert(given, TunnelClose)
+    try:
+        return msgspec.convert(given, TunnelClose)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$.")
+        if place.startswith("ids["):
+            raise WrongUse("an id is slot-pid-number, as lb tunnels lists them") from error
+        raise WrongUse(f"--{place.rstrip('`')}: {said[:1].lower()}{said[1:]}") from error
 
 
 def _confirmed(api: Api, arguments: argparse.Namespace, what: TunnelClose) -> bool:
