@@ -72,6 +72,9 @@ class Failures:
     def __init__(self) -> None:
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._spent)
+
     def blocked(self, address: str, now: float) -> bool:
         """Whether `address` has to wait before it is heard again."""
         return self._now(_network(address), now) > FAILURES - 1
@@ -162,7 +165,7 @@ def _check_token(request: web.Request, connection: Connection, token: str, failu
 def _check_browser(request: web.Request, connection: Connection, listen: str) -> None:
     hosts = request.headers.getall("Host", [])
     host = host_name(hosts[0]) if len(hosts) == 1 else None
-    if host is None or not _is_ours(host, connection, listen):
+    if host is None or not is_ours(host, connection, listen):
         raise Refused(421, "Host is not the address that the admin API listens on, nor localhost")
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() not in (
@@ -188,7 +191,8 @@ def host_name(host: str) -> str | None:
     return name.lower() or None
 
 
-def _is_ours(host: str, connection: Connection, listen: str) -> bool:
+def is_ours(host: str, connection: Connection, listen: str) -> bool:
+    """Whether `host` (of a Host field, without the port) means the address `listen`, or this machine."""
     literal = _literal(host)
     if host == "localhost" or (literal is not None and literal.is_loopback):
         return True
@@ -197,7 +201,7 @@ def _is_ours(host: str, connection: Connection, listen: str) -> bool:
     listened = host_name(listen)
     if host == listened:
         return True
-    wildcard = _literal(listened or "")
+    wildcard = _literal(listened or "0.0.0.0")
     # An address can't be made to mean another machine; behind a NAT it need not be one of our interfaces'.
     if literal is not None and wildcard is not None and wildcard.is_unspecified:
         return True
