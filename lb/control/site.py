@@ -20,7 +20,17 @@ _BACKLOG: Final = 128
 class Site:
     """Serves `app` on `listening` from `start` to `close`."""
 
-    def __init__(self, app: web.Application, listening: socket.socket) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        listening: socket.socket,
+        *,
+        most: int = MAX_CONNECTIONS,
+        first_request: float = FIRST_REQUEST,
+    ) -> None:
+        """`most` connections at the same time; `first_request` are the seconds for a whole head."""
+        self._most = most
+        self._first_request = first_request
         self._timers: dict[object, asyncio.TimerHandle] = {}  # of connections without a request so far
         app.middlewares.insert(0, self._middleware())
         self._runner = web.AppRunner(
@@ -53,11 +63,11 @@ class Site:
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= MAX_CONNECTIONS:
+        if len(server.connections) >= self._most:
             return _TurnedAway()
         handler = server()
         loop = asyncio.get_running_loop()
-        self._timers[handler] = loop.call_later(FIRST_REQUEST, self._give_up, handler)
+        self._timers[handler] = loop.call_later(self._first_request, self._give_up, handler)
         return handler
 
     def _give_up(self, handler: web.RequestHandler) -> None:

@@ -147,7 +147,7 @@ class Desk:
         else:
             first = _clean(outcome.error.partition("\n")[0], _MAX_LINE)
             self.happened("reload-failed", f"reload failed: {first}", error=first, **fields)
-        self.changed()
+        self._tell()  # at once: who asked for the reload looks at it next
 
     def control_ended(self, pid: int, cause: str) -> None:
         """The control process itself; its successor tells it."""

@@ -7,13 +7,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from lb.master import signals
 from lb.master.deployment import Deployment
 from lb.master.failures import BindError
 from lb.master.listeners import Listeners, Served
 from lb.master.loop import Loop
+from lb.master.observers import Observer, Witness
 from lb.master.spawn import Spawned
 from lb.master.supervision import CHANNEL, LATE, REFUSED, WEDGED, Backoff, cause_of_death, quiet_for
 from lb.master.worker_process import Phase, WorkerProcess
@@ -38,38 +39,6 @@ _LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
 _DUMP_TIME: Final = 0.5  # between the stack dump of a wedged worker and its end
 _LATE_AFTER: Final = 2.0  # beyond the grace that a leaving worker was given
 _RETRY_FORK: Final = 1.0
-
-
-class Observer(Protocol):
-    """Who wants to know what happens to workers."""
-
-    def serving(self, worker: WorkerProcess) -> None:
-        """A fresh worker serves its first configuration."""
-
-    def answered(self, worker: WorkerProcess, message: Prepared | Refused | Committed) -> None:
-        """A worker answers about a configuration that is not its first."""
-
-    def failed(self, worker: WorkerProcess, why: str) -> None:
-        """A worker died or refused its first configuration. It is replaced unless the fleet is closed."""
-
-
-class Witness(Protocol):
-    """Who tells others what happens to workers. Nothing here may fail."""
-
-    def configured(self) -> None:
-        """Another deployment is served from now on."""
-
-    def changed(self) -> None:
-        """A worker was started, or stands elsewhere."""
-
-    def served(self, worker: WorkerProcess) -> None:
-        """A fresh worker serves."""
-
-    def ended(self, worker: WorkerProcess, cause: str, expected: bool) -> None:
-        """A worker's process is gone."""
-
-    def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
-        """A worker answers what it was asked about its tunnels."""
 
 
 class Fleet:

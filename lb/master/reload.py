@@ -20,7 +20,6 @@ from typing import Final
 
 from lb.config import ConfigErrors
 from lb.control.spec import Discovery
-from lb.master import plan as plans
 from lb.master.deployment import DeployError
 from lb.master.failures import BindError
 from lb.master.fleet import Fleet
@@ -31,14 +30,13 @@ from lb.master.plan import InUse, Plan
 from lb.master.report import Outcome, ReloadReport
 from lb.master.supervision import LATE
 from lb.master.transaction import Transaction
+from lb.master.wishes import Job, Reply, Wishes
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import Commit, Committed, Prepared, Refused
 
 PREPARE_DEADLINE: Final = 10.0
 _COMMIT_DEADLINE: Final = 10.0
-
-Reply = Callable[[Outcome], None]
 
 
 class Step(enum.Enum):
@@ -67,17 +65,12 @@ class Reloader:
         self.on_end: Callable[[Outcome], None] = lambda _outcome: None
         self._loop = loop
         self._log = log
-        self._path = path
         self._fleet = fleet
         self._listeners = listeners
-        self._in_use = in_use
         self._deadline = deadline
         self._attempt = fleet.deployment.generation  # never used twice: a late answer must not fit
-        self._wanted = False
-        self._scale = 0
-        self._found: tuple[Discovery, Reply] | None = None
+        self._wishes = Wishes(log, path, fleet, in_use)
         self._counted = True  # whether what goes on is a reload in the operator's eyes
-        self._waiting: list[Reply] = []
         self._replies: list[Reply] = []
         self._timer: Timer | None = None
         self._began = 0.0
@@ -112,20 +105,18 @@ class Reloader:
             if reply is not None:
                 reply(self._outcome(error=self._closed))
             return
-        if reply is not None:
-            self._waiting.append(reply)
-        self._wanted = True
+        self._wishes.reload(reply)
         self._soon()
 
     def scale(self, delta: int) -> None:
         """Asks for `delta` workers more (less, where it is negative)."""
-        self._scale += delta
+        self._wishes.scale(delta)
         self._soon()
 
     def discover(self, discovery: Discovery, reply: Reply) -> None:
         """Asks for what is served with other servers; `reply` gets the outcome, which is not counted as a
         reload. Replaces an earlier request that has not begun."""
-        self._found = discovery, reply
+        self._wishes.discover(discovery, reply)
         self._soon()
 
     def reopen_logs(self) -> None:
@@ -147,8 +138,7 @@ class Reloader:
             self._abort(why)
         elif self.step is Step.COMMITTING:
             self._finish(self._outcome(ok=True))
-        replies, self._waiting = self._waiting, []
-        for reply in replies:
+        for reply in self._wishes.waiting():
             reply(self._outcome(error=why))
 
     def _soon(self) -> None:
@@ -156,36 +146,21 @@ class Reloader:
         self._loop.later(0.0, self._next)
 
     def _next(self) -> None:
-        if self.step is not Step.IDLE or not self._open:
-            return
-        if self._wanted:
-            self._wanted = False
-            self._replies, self._waiting = self._waiting, []
-            self._start(self._read)
-        elif self._scale:
-            delta, self._scale = self._scale, 0
-            now = len(self._fleet.active)
-            count = min(max(1, now + delta), self._fleet.capacity)
-            if count == now:
-                self._log.warning("the number of workers stays", workers=now)
-                return
-            self._start(lambda: self._rescaled(count))
-        elif self._found is not None:
-            (discovery, reply), self._found = self._found, None
-            self._replies = [reply]
-            self._start(lambda: self._rebuilt(discovery), counted=False)
+        if self.step is Step.IDLE and self._open and (job := self._wishes.take()) is not None:
+            self._start(job)
 
     # --- prepare ---------------------------------------------------------------------------------------
 
-    def _start(self, build: Callable[[], tuple[Plan, tuple[str, ...]]], *, counted: bool = True) -> None:
+    def _start(self, job: Job) -> None:
         self._began = time.monotonic()
         self._attempt += 1
-        self._counted = counted
-        if counted:
+        self._replies = job.replies
+        self._counted = job.counted
+        if job.counted:
             self.on_start()
         try:
-            plan, changes = build()
-            if not counted and self._fleet.deployment.absorb(plan):
+            plan, changes = job.build(self._attempt)
+            if not job.counted and self._fleet.deployment.absorb(plan):
                 self._finish(self._outcome(ok=True))
                 return
             self._transaction = Transaction.stage(plan, self._slots(plan), changes, self._listeners)
@@ -201,24 +176,6 @@ class Reloader:
         for worker in list(self._fleet.workers.values()):
             self._invite(worker)
         self._check_prepared()
-
-    def _read(self) -> tuple[Plan, tuple[str, ...]]:
-        before = self._fleet.deployment.plan
-        after = plans.read(self._path, before, self._attempt, self._in_use)
-        changes = plans.changes(before, after)
-        for warning in after.config.warnings:
-            self._log.warning("configuration", warning=warning)
-        return after, changes
-
-    def _rescaled(self, count: int) -> tuple[Plan, tuple[str, ...]]:
-        plan = self._fleet.deployment.plan
-        return plan.again(self._attempt, count), (f"workers: {len(self._fleet.active)} -> {count}",)
-
-    def _rebuilt(self, discovery: Discovery) -> tuple[Plan, tuple[str, ...]]:
-        before = self._fleet.deployment.plan
-        # As many workers as there are: TTIN and TTOU may have changed their number since the file was read.
-        after = plans.found(before, self._attempt, self._in_use, discovery)
-        return after, plans.servers_changed(before, after)
 
     def _slots(self, plan: Plan) -> tuple[int, ...]:
         active = self._fleet.slots_for(plan.workers)
@@ -365,11 +322,10 @@ class Reloader:
         self._done = set()
         if self._counted:
             self._history.record(outcome)
+            self.on_end(outcome)
         replies, self._replies = self._replies, []
         for reply in replies:
             reply(outcome)
-        if self._counted:
-            self.on_end(outcome)
         if self._reopen:
             self.reopen_logs()
         self._soon()
