@@ -5,15 +5,25 @@ Chromium opens no Unix sockets, so the API listens on TCP and asks for a token.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
+from tests.conftest import StartBalancer, StartUpstream
+from tests.harness import LoadBalancer, eventually, fetch
 from tests.harness.load import Background
+from tests.harness.ports import free_port
+from tests.harness.settings import settings
+from tests.harness.websocket import TEXT, connect, frame, read_frame, serve_echo
 from tests.interop.conftest import program
 from tests.interop.dashboard_stand_in import HOSTILE, TOKEN, StandIn
 
@@ -286,7 +296,8 @@ def test_the_configuration_is_shown_and_a_failed_reload_is_told(
 
 
 WIDER = """() => [...document.querySelectorAll(".servers button, .servers td, .figure-value, .facts dd")]
-    .filter(node => node.scrollWidth > node.clientWidth + 1 || node.getBoundingClientRect().right > innerWidth)
+    .filter(node => node.scrollWidth > node.clientWidth + 1
+        || node.getBoundingClientRect().right > innerWidth)
     .map(node => node.textContent)"""
 
 
@@ -329,3 +340,125 @@ def test_lists_are_bounded(page: Page, stand_in: tuple[StandIn, str]) -> None:
     enter(page, address)
     expect(page.locator("#event-list li").first).to_contain_text("number 999")
     assert page.locator("#event-list li").count() == 200
+
+
+# --- over a real load balancer ------------------------------------------------------------------------
+
+
+class Api:
+    """The admin API of a running load balancer, as a script asks it."""
+
+    def __init__(self, port: int) -> None:
+        self.address = ("127.0.0.1", port)
+        self.page = f"http://127.0.0.1:{port}/"
+
+    def get(self, path: str) -> Any:
+        """The JSON at `path`."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        response = fetch(self.address, f"/api/v1/{path}", host=self.page[7:-1], headers=headers)
+        assert response.status == 200, response
+        return json.loads(response.body)
+
+
+Running = tuple[LoadBalancer, Api]
+
+
+@pytest.fixture
+def running(balancer: StartBalancer, upstream: StartUpstream, tmp_path: Path) -> Running:
+    """A load balancer over two WebSocket echo servers, and its API."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    servers = [
+        {"name": name, "address": upstream(serve_echo, name=name).address} for name in ("blue", "green")
+    ]
+    port = free_port()
+    admin = {"listen": f"127.0.0.1:{port}", "token_file": str(token)}
+    return balancer(settings(servers, admin=admin)), Api(port)
+
+
+def test_what_happens_is_seen_at_once(page: Page, running: Running) -> None:
+    lb, api = running
+    enter(page, api.page)
+    expect(page.locator("#verdict-state")).to_have_text("Serving: all is well")
+    expect(page.locator("#worker-table tbody tr")).to_have_count(2)
+    tunnels = page.locator(".figure-value").nth(2)
+    expect(tunnels).to_have_text("0")
+    with closing(connect(lb.address)) as first, closing(connect(lb.address)) as second:
+        expect(tunnels).to_have_text("2")
+        expect(page.locator("#spread-body .total td").last).to_have_text("2")
+        for client in (first, second):
+            client.send(frame(b"hello", TEXT, masked=True))
+            assert read_frame(client).payload == b"hello"
+        messages = page.locator(".figure-value").nth(3)
+        expect(messages).not_to_have_text("0")
+        expect(messages).to_have_text("0")
+    expect(tunnels).to_have_text("0")
+    for _ in range(20):
+        assert fetch(lb.address).status == 200
+    requests = page.locator(".figure-value").nth(0)
+    expect(requests).not_to_have_text("0")
+    lb.reload()
+    expect(page.locator("#fact-generation")).to_have_text("2")
+    expect(page.locator("#event-list")).to_contain_text(re.compile("reload|generation", re.IGNORECASE))
+
+
+def test_a_drain_click_drains(page: Page, running: Running) -> None:
+    lb, api = running
+    enter(page, api.page)
+    with closing(connect(lb.address)) as tunnel:
+        tunnel.send(frame(b"before", TEXT, masked=True))
+        assert read_frame(tunnel).payload == b"before"
+        shown = page.locator("#spread-body tr", has=page.locator("td", has_text="1")).first
+        name = shown.locator("th").inner_text().removeprefix("main/")
+        server_row(page, name).get_by_role("button", name="Drain").click()
+        expect(page.get_by_role("dialog")).to_contain_text("1 tunnel stays until it is closed")
+        page.get_by_role("button", name="Drain", exact=True).click()
+        expect(page.locator("#said")).to_have_text(f"main/{name} drains")
+        assert api.get(f"pools/main/servers/{name}")["admin"] == "drain"
+        expect(server_row(page, name).locator(".badge")).to_have_text("drain")
+        expect(page.locator("#event-list")).to_contain_text(f"main/{name} is set to drain")
+        assert {fetch(lb.address).text for _ in range(12)} == {"green" if name == "blue" else "blue"}
+        tunnel.send(frame(b"after", TEXT, masked=True))
+        assert read_frame(tunnel).payload == b"after"
+    server_row(page, name).get_by_role("button", name="Ready").click()
+    page.get_by_role("button", name="Set to ready").click()
+    expect(server_row(page, name).locator(".badge")).not_to_have_text("drain")
+    eventually(lambda: fetch(lb.address).text == name, "it is used again")
+
+
+def test_a_tunnel_is_closed_with_a_code(page: Page, running: Running) -> None:
+    lb, api = running
+    enter(page, api.page)
+    with closing(connect(lb.address)) as tunnel:
+        expect(page.locator(".figure-value").nth(2)).to_have_text("1")
+        page.get_by_text("List of tunnels").click()
+        page.get_by_role("button", name="Close the tunnel of").click()
+        page.get_by_label("Close code").select_option("")
+        page.get_by_label("Code", exact=True).fill("4001")
+        page.get_by_label("Reason for the client").fill("moving")
+        page.get_by_role("button", name="Close", exact=True).click()
+        expect(page.locator("#said")).to_have_text("1 tunnel closing")
+        received = read_frame(tunnel)
+        assert (received.close_code, received.payload[2:]) == (4001, b"moving")
+
+
+def test_a_new_control_process_is_followed(page: Page, running: Running) -> None:
+    lb, api = running
+    enter(page, api.page)
+    before = api.get("status")["control_pid"]
+    os.kill(before, signal.SIGKILL)
+
+    def replaced() -> bool:
+        try:
+            return bool(api.get("status")["control_pid"] != before)
+        except ConnectionError:
+            return False
+
+    eventually(replaced, "a new control process answers")
+    expect(page.locator("#link")).to_have_text("live")
+    lb.reload()
+    expect(page.locator("#fact-generation")).to_have_text("2")
+    server_row(page, "blue").get_by_role("button", name="Maint").click()
+    page.get_by_role("button", name="Into maintenance").click()
+    expect(page.locator("#event-list li").first).to_contain_text("main/blue is set to maint")

@@ -147,7 +147,7 @@ export class Figures {
     this.fromClients.add(time, sum(routes, "client_bytes"));
     this.bytes.add(time, sum(routes, "client_bytes", "server_bytes"));
     const each = tunnels ? (this.messages.rate() ?? 0) / tunnels : 0;
-    this.cards.tunnels.show(count(tunnels), "established WebSockets", this.tunnels.points);
+    this.cards.tunnels.show(count(tunnels), "open WebSockets", this.tunnels.points);
     this.cards.messages.show(rate(this.messages.rate()), `${rate(each)} per tunnel`, this.messages.rates());
     const clients = bytes(this.fromClients.rate());
     this.cards.bytes.show(bytes(this.bytes.rate()), `${clients} from clients`, this.bytes.rates());

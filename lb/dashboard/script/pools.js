@@ -14,7 +14,7 @@ const COLUMNS = {
   state: "State",
   active: "Active",
   tunnels: "Tunnels",
-  idle: "Idle conns",
+  idle: "Idle",
   requests: "Req/s",
   errors: "Errors/s",
   weight: "Weight",

@@ -4,7 +4,7 @@ import { svgElement } from "./dom.js";
 
 const WIDTH = 120;
 const HEIGHT = 32;
-const SHORTEST = 60; // seconds
+const SHORTEST = 30; // seconds
 const GAP = 5; // seconds without an answer, over which no line is drawn
 
 /**
