@@ -165,6 +165,11 @@ class Ledger:
             self.closes[who, label] += 1
         self.tunnels.clear()
 
+    def close(self) -> None:
+        """Closes what a failed test has left open."""
+        for client in self.tunnels:
+            client.close()
+
     # --- comparing ---------------------------------------------------------------------------------------
 
     def differences(self) -> dict[str, tuple[object, object]]:
@@ -210,15 +215,19 @@ def test_the_metrics_are_what_the_clients_count(balancer: StartBalancer, upstrea
     servers = [{"name": name, "address": upstream(serve, name=name).address} for name in ("one", "two")]
     lb = balancer(settings(servers, workers=4, route={"path": "/app/*"}))
     lb.wait_control()
-    ledger = Ledger(lb)
+    with contextlib.closing(Ledger(lb)) as ledger:
+        run(lb, ledger, upstream(serve, name="three").address)
 
+
+def run(lb: LoadBalancer, ledger: Ledger, another: str) -> None:
+    """The whole script; `another` is the address of a third server."""
     ledger.ask()
     ledger.be_refused()
     ledger.open_tunnels(2 * len(ENDS))
     ledger.talk()
     ledger.compare()
 
-    lb.tables["pool"]["main"]["server"].append({"name": "three", "address": upstream(serve).address})
+    lb.tables["pool"]["main"]["server"].append({"name": "three", "address": another})
     lb.reload()
     ledger.talk()
     ledger.open_tunnels(3)
