@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import time
@@ -383,6 +384,7 @@ def test_nothing_is_left_open(names: NameServer) -> None:
 
     async def main() -> None:
         with StandInControl() as control:
+            gc.collect()  # what other tests left
             before = descriptors()
             made = Bench(control)
             made.ask(nameservers=(names.address,), names=("a.test",))
@@ -390,6 +392,6 @@ def test_nothing_is_left_open(names: NameServer) -> None:
             assert descriptors() > before
             await made.discoverer.close()
             assert asyncio.all_tasks() == {asyncio.current_task()}
-            await soon(lambda: descriptors() == before, "all is closed")
+            await soon(lambda: descriptors() <= before, "all is closed")
 
     asyncio.run(main())
