@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
+from msgspec import UnsetType
 
 from lb.admin import requests
 from lb.admin.answers import json
@@ -98,7 +99,7 @@ def _begin(request: web.Request, log: EventLog) -> int:
         if not (given.isascii() and given.isdigit() and len(given) < 19):
             raise Refused(400, "Last-Event-ID is the number of an event")
         return int(given)
-    return log.last if asked is None else asked
+    return log.last if isinstance(asked, UnsetType) else asked
 
 
 def _after(log: EventLog, sent: int) -> tuple[bytes, int]:

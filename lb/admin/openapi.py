@@ -112,14 +112,9 @@ _NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 
 
 def _fields(query: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
-    """The schemas of the parameters. One that may be left out is not `null` for that."""
+    """The schemas of the parameters."""
     _, schemas = msgspec.json.schema_components([query])
     fields: dict[str, dict[str, Any]] = schemas[query.__name__]["properties"]
-    for name, schema in fields.items():
-        options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
-        if options:
-            fields[name] = {**schema, **options[0]}
-            fields[name].pop("default", None)
     return fields
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from lb.admin.problems import Refused
 from lb.admin.views import MAX_SECONDS, Word
@@ -35,8 +35,8 @@ class TunnelQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     older: Annotated[Seconds, Meta(description="Only tunnels that are at least so many seconds old.")] = 0.0
     idle: Annotated[Seconds, Meta(description="Only tunnels that were silent for so many seconds.")] = 0.0
     worker: (
-        Annotated[int, Meta(ge=0, le=9999, description="Only tunnels of the worker in this slot.")] | None
-    ) = None
+        Annotated[int, Meta(ge=0, le=9999, description="Only of the worker in this slot.")] | UnsetType
+    ) = UNSET
     limit: Annotated[int, Meta(ge=1, le=1000, description="Tunnels on a page, at most.")] = 100
     cursor: Annotated[str, Meta(pattern=CURSOR, description="`cursor` of the page before.")] = ""
 
@@ -45,8 +45,9 @@ class EventsQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the event stream begins."""
 
     after: (
-        Annotated[int, Meta(ge=0, description="Begin behind this number; 0: with the oldest kept.")] | None
-    ) = None
+        Annotated[int, Meta(ge=0, description="Begin behind this number; 0: with the oldest kept.")]
+        | UnsetType
+    ) = UNSET
 
 
 class RecentQuery(Query, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 from aiohttp import web
+from msgspec import UnsetType
 
 from lb.admin import requests
 from lb.admin.answers import json
@@ -52,7 +53,7 @@ class Tunnels:
             route=asked.route, pool=asked.pool, server=asked.server, client=asked.client,
             older=asked.older, idle=asked.idle,
         )  # fmt: skip
-        workers = self._workers() if asked.worker is None else [self._worker(asked.worker)]
+        workers = self._workers() if isinstance(asked.worker, UnsetType) else [self._worker(asked.worker)]
         return json(await self._page(workers, where, asked.limit, _place(asked.cursor)))
 
     async def close(self, request: web.Request) -> web.Response:
