@@ -34,6 +34,7 @@ from workers.contract.messages import (
     TunnelsClosed,
 )
 from workers.contract.scoreboard import Scoreboard
+from workers.contract.series import SeriesTable
 
 _LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
 _DUMP_TIME: Final = 0.5  # between the stack dump of a wedged worker and its end
@@ -170,6 +171,7 @@ class Fleet:
     def _ended(self, worker: WorkerProcess, cause: str) -> None:
         worker.close()
         del self.workers[worker.slot]
+        self._clear(worker.slot)
         lived = time.monotonic() - worker.started
         expected = worker.phase is Phase.LEAVING and cause == "exit-0"
         fields = {"slot": worker.slot, "pid": worker.pid, "cause": cause, "lived": round(lived, 3)}
@@ -187,6 +189,14 @@ class Fleet:
         elif worker.slot in self.active:
             self._start(worker.slot)
         self._check_empty()
+
+    def _clear(self, slot: int) -> None:
+        """What a dead worker had open is gone, also where no successor comes (soon) to say so. Nobody else
+        writes to its slab until then."""
+        slab = self._board.slab(slot)
+        if slab.used:
+            slab.clear_gauges(self._board.capacity)
+            SeriesTable(slab, self._board.capacity.series)  # which clears the gauges among the series
 
     def _replace(self, slot: int, lived: float) -> None:
         delay = self._backoffs.setdefault(slot, Backoff()).died(lived)

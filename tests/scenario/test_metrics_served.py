@@ -94,6 +94,24 @@ def test_tunnels_of_a_killed_worker_leave_the_gauges(
     assert Scrape(lb).total("lb_websocket_closes_total") == 12 - victims
 
 
+def test_tunnels_of_a_worker_that_is_killed_while_it_leaves(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    lb = balancer(settings([upstream(ws.serve_echo).address], workers=2))
+    lb.wait_control()
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(ws.connect(lb.address))
+        victims = int(Scrape(lb).total("lb_worker_tunnels", worker="1"))
+        assert 0 < victims < 12
+        pid = lb.worker_pids()[1]
+        lb.tables["process"]["workers"] = 1
+        lb.reload()
+        os.kill(pid, signal.SIGKILL)  # nobody takes its slot
+        eventually(lambda: Scrape(lb).total("lb_websocket_tunnels") == 12 - victims, "its tunnels are gone")
+        assert Scrape(lb).total("lb_listener_connections") == 12 - victims
+
+
 def test_counters_survive_the_control_process(balancer: StartBalancer, upstream: StartUpstream) -> None:
     lb = balancer(settings([upstream().address], workers=2))
     control = lb.wait_control()
