@@ -113,12 +113,13 @@ def _figures(shown: Shown) -> Text:
         (_rate(errors), "err/s", "bold red" if errors else "bold"),
         (str(tunnels), "tunnels", "bold"),
         (_rate(rates.messages()), "msg/s", "bold"),
-        (_size_rate(rates.bytes()), "in tunnels", "bold"),
-        (f"{lag * 1000:.0f} ms", "loop lag", "bold red" if lag > 1 else "bold"),
-        (str(queued), "queued", "bold red") if queued else ("", "", ""),
+        (_size_rate(rates.bytes()), "", "bold"),
+        (f"{lag * 1000:.0f} ms", "lag", "bold red" if lag > 1 else "bold"),
+        (str(queued) if queued else "", "queued", "bold red"),
     ):
-        line.append(figure, style)
-        line.append(f" {unit}   " if unit else "")
+        if figure:
+            line.append(figure, style)
+            line.append(f" {unit}".rstrip() + "   ")
     return line
 
 
@@ -185,7 +186,7 @@ def _server_columns(rates: Rates) -> list[Column[ServerView]]:
         Column("weight", 2, weight_text),
         Column("conns", 3, lambda server: str(server.connections)),
         Column("requests", 1, lambda server: short(server.requests)),
-        Column("why", 4, lambda server: clean(server.why), 14),
+        Column("why", 4, lambda server: clean(server.why), 24),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ _EVENTS: Final = 20
 _RESIZE_LOOK: Final = 0.25
 _QUIT: Final = ("q", "Q", "\x1b", ENDED)
 _SVG_SIZE: Final = (110, 32)
+_FONTS: Final = re.compile(r"@font-face\s*\{[^}]*\}\s*")
 # A frame that is printed has all lines.
 _ENDLESS: Final = 100_000
 
@@ -126,7 +128,9 @@ def _once(watch: Watch, arguments: argparse.Namespace) -> int:
         width, height = _SVG_SIZE
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, highlight=False)
         console.print(draw(watch.shown(), width, height))
-        console.save_svg(str(arguments.svg), title="lb top")
+        # Whoever looks at the picture shall not have to ask other people's servers for fonts.
+        picture = _FONTS.sub("", console.export_svg(title="lb top"))
+        arguments.svg.write_text(picture, encoding="utf-8")
         return 0
     console = Console(highlight=False)
     height = console.size.height - 1 if console.is_terminal else _ENDLESS
