@@ -101,25 +101,23 @@ class Ejections:
     def _count(self) -> dict[Key, Counts]:
         """The counters of every server that may be ejected, summed over the workers.
 
-        By columns, which are read in C: with many workers and servers a cell at a time takes too long for a
-        loop that serves checks and scrapes."""
-        servers = [server for pool, _ in self._pools() for server in pool.servers]
-        totals = {(server.slot, server.owner): [0] * len(_COUNTERS) for server in servers}
-        if not servers:
-            return {}
-        board = self._control.board
-        end = max(server.slot for server in servers) + 1
-        for slab in board.slabs():
+        By columns, which are read in C, and most of which hold nothing but zeros: with many workers and
+        servers a cell at a time takes too long for a loop that serves checks and scrapes."""
+        owners = {server.slot: server.owner for pool, _ in self._pools() for server in pool.servers}
+        totals = {slot: [0] * len(_COUNTERS) for slot in owners}
+        end = max(owners, default=-1) + 1
+        for slab in self._control.board.slabs():
             if not slab.used:
                 continue
-            begin, stop, stride = slab.server_base(0), slab.server_base(end), int(ServerCell.WIDTH)
-            owners = slab.cells[begin + ServerCell.OWNER : stop : stride].tolist()
-            columns = [slab.cells[begin + cell : stop : stride].tolist() for cell in _COUNTERS]
-            for (slot, owner), total in totals.items():
-                if owners[slot] == owner:
-                    for index, column in enumerate(columns):
-                        total[index] += column[slot]
-        return {key: tuple(total) for key, total in totals.items()}
+            begin, stop = slab.server_base(0), slab.server_base(end)
+            for index, cell in enumerate(_COUNTERS):
+                column = slab.cells[begin + cell : stop : int(ServerCell.WIDTH)].tolist()
+                if not any(column):
+                    continue
+                for slot, count in enumerate(column):
+                    if count and slab.cells[slab.server_base(slot) + ServerCell.OWNER] == owners.get(slot):
+                        totals[slot][index] += count
+        return {(slot, owners[slot]): tuple(total) for slot, total in totals.items()}
 
     # --- decisions ---------------------------------------------------------------------------------------
 

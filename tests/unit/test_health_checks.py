@@ -140,12 +140,13 @@ def test_a_server_that_lies(upstream: Start) -> None:
     assert find(server_at(server), body="database").result is CheckResult.OK
 
 
-def test_the_text_may_come_in_pieces(upstream: Start) -> None:
+def test_the_text_may_come_in_pieces(upstream: Start, halt: threading.Event) -> None:
     def handler(connection: Connection) -> None:
         connection.read_request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         for piece in (b"xxal", b"l is", b" wellxx"):
             connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+            halt.wait(0.02)  # so that the pieces are read apart; nothing depends on it
         connection.wait_closed()  # the rest never comes, and need not
 
     server = upstream(handler)
@@ -449,7 +450,7 @@ def test_what_comes_before_the_pong_is_skipped(upstream: Start, others: tuple[by
         ((ws.frame(b"x" * 60_000),) * 2, "no pong among the first 65536 bytes"),
         ((ws.close_frame(1011),), "closed with code 1011 instead of a pong"),
         ((ws.frame(b"", ws.CLOSE),), "closed with code none instead of a pong"),
-        ((ws.frame(b"hi", ws.TEXT, masked=True),), "malformed frame"),
+        ((ws.frame(b"hi", ws.TEXT, masked=True),), "malformed frame: begins with 0x81 0x82"),
         ((b"\xc1\x00",), "malformed frame"),
         ((b"\x83\x00",), "malformed frame"),
     ],
@@ -458,6 +459,18 @@ def test_what_is_no_pong(upstream: Start, others: tuple[bytes, ...], detail: str
     finding = find(server_at(upstream(pong_after(*others))), type="websocket")
     assert finding.result is CheckResult.PROTOCOL
     assert finding.detail.startswith(detail)
+
+
+def test_a_pong_to_another_ping(upstream: Start) -> None:
+    def handler(connection: Connection) -> None:
+        head = connection.read_head()
+        assert head is not None
+        ws.accept(connection, head)
+        ws.read_frame(connection)
+        connection.send(ws.frame(b"another", ws.PONG))
+
+    finding = find(server_at(upstream(handler)), type="websocket")
+    assert finding == Finding(CheckResult.PROTOCOL, "closed while waiting for the pong")
 
 
 def test_no_pong(upstream: Start, halt: threading.Event) -> None:
