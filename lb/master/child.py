@@ -74,8 +74,15 @@ class Child(Generic[Incoming]):
         if len(self._waiting) >= MAX_WAITING:
             self._broken("it does not read its channel")
             return
-        kept = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds)
-        self._waiting.append((message, kept))
+        kept: list[int] = []
+        try:
+            for fd in fds:
+                kept.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        except OSError as error:
+            close_fds(kept)
+            self._broken(f"no descriptors for what waits for it: {error}")
+            return
+        self._waiting.append((message, tuple(kept)))
         self._loop.watch(self.channel.fileno(), READ | WRITE, self._ready)
 
     def signal(self, number: int) -> None:

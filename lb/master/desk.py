@@ -20,6 +20,7 @@ from lb.control.messages import (
     Hello,
     MasterStatus,
     Reloaded,
+    ToControl,
     ToMaster,
 )
 from lb.control.spec import Discovery
@@ -56,7 +57,7 @@ class Desk:
         self._reloader = reloader
         self._report = report
         self._questions = Questions(loop, fleet)
-        self._discoveries = Discoveries(loop, log, fleet, reloader, self.happened)
+        self._discoveries = Discoveries(loop, log, lambda: fleet.deployment.plan, reloader, self.happened)
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._count = 0  # of all events that ever were
         self._there: ControlProcess | None = None
@@ -104,10 +105,9 @@ class Desk:
 
     def happened(self, kind: str, text: str, **fields: str | int | float) -> None:
         """Something that people want to know of."""
-        event = Event(kind=kind, text=_clean(text, MAX_EVENT_TEXT), at=time.time(), fields=fields)
-        event = self._keep(event)
-        if self._there is not None:
-            self._there.send(event)
+        clean = {key: _clean(it, _MAX_LINE) if isinstance(it, str) else it for key, it in fields.items()}
+        event = Event(kind=kind, text=_clean(text, MAX_EVENT_TEXT), at=time.time(), fields=clean)
+        self._say(self._keep(event))
 
     def _keep(self, event: Event) -> Event:
         self._count += 1
@@ -129,13 +129,21 @@ class Desk:
         if len(msgspec.msgpack.encode(message)) > MAX_BYTES:
             # The listeners are in the snapshot, too.
             message = MasterStatus(report=msgspec.structs.replace(message.report, listeners=()))
-        self._there.send(message)
+        self._say(message)
 
     def configured(self) -> None:
         """Another configuration is served."""
         deployment = self._fleet.deployment
-        if self._there is not None:
-            self._there.send(Configured(generation=deployment.generation), deployment.for_control)
+        self._say(Configured(generation=deployment.generation), deployment.for_control)
+
+    def _say(self, message: ToControl, fds: tuple[int, ...] = ()) -> None:
+        """A fault in here must not reach the fleet, in the middle of whose work it is called."""
+        if self._there is None:
+            return
+        try:
+            self._there.send(message, fds)
+        except Exception as error:
+            self._log.error("the control process is not told", what=type(message).__name__, error=repr(error))
 
     def reloaded(self, outcome: Outcome) -> None:
         """A reload, or a change of the number of workers, is over."""

@@ -4,18 +4,26 @@ most once a second, and again where it failed."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from lb.control.spec import Discovery
-from lb.master.fleet import Fleet
 from lb.master.loop import Loop, Timer
-from lb.master.reload import Reloader
+from lb.master.plan import Plan
 from lb.master.report import Outcome
+from lb.master.wishes import Reply
 from workers.contract.errorlog import ErrorLog
 
 LEAST_DISTANCE: Final = 1.0
 RETRY: Final = 10.0
 _SHOWN: Final = 5  # changes in an event's text
+
+
+class Server(Protocol):
+    """Who makes a configuration of what was found: the reloader."""
+
+    def discover(self, discovery: Discovery, reply: Reply) -> None:
+        """Serves `discovery`, and tells `reply` how that ended."""
 
 
 class Happened(Protocol):
@@ -28,11 +36,18 @@ class Discoveries:
     """Keeps the newest, and sees to it that it is served."""
 
     def __init__(
-        self, loop: Loop, log: ErrorLog, fleet: Fleet, reloader: Reloader, happened: Happened
+        self,
+        loop: Loop,
+        log: ErrorLog,
+        plan: Callable[[], Plan],
+        reloader: Server,
+        happened: Happened,
+        retry: float = RETRY,
     ) -> None:
+        self._retry = retry  # seconds after a failure
         self._loop = loop
         self._log = log
-        self._fleet = fleet
+        self._plan = plan
         self._reloader = reloader
         self._happened = happened
         self._newest: Discovery | None = None  # that is not served yet
@@ -41,7 +56,7 @@ class Discoveries:
 
     def found(self, discovery: Discovery) -> None:
         """The control process found this; what it says nothing of stays as it was."""
-        plan = self._fleet.deployment.plan
+        plan = self._plan()
         before = self._newest or plan.discovery
         merged = merge(before, discovery, frozenset(spec.pool for spec in plan.control.discover))
         if merged == before:
@@ -69,10 +84,10 @@ class Discoveries:
                 self._tell(outcome)
             return
         first = outcome.error.partition("\n")[0]
-        self._log.error("what was discovered can't be served", error=outcome.error, retry_in=RETRY)
+        self._log.error("what was discovered can't be served", error=outcome.error, retry_in=self._retry)
         self._happened("discovery-failed", f"what was discovered can't be served: {first}", error=first[:200])
         if self._timer is None:
-            self._apply_in(RETRY)
+            self._apply_in(self._retry)
 
     def _tell(self, outcome: Outcome) -> None:
         fields = {"generation": outcome.generation, "changes": len(outcome.changes)}

@@ -179,7 +179,7 @@ class Master:
         self._log.info("commands are taken", socket=self._holdings.command_path)
         for name, service in self._holdings.services._asdict().items():
             if service is not None:
-                self._log.info(f"{name} is served", address=service.address)
+                self._log.info("listening for the control process", what=name, address=service.address)
         self._desk.changed()
         self._reloader.open()
 

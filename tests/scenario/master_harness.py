@@ -63,6 +63,7 @@ class Instance:
         self.binds = [f"127.0.0.1:{self.port}"]
         self.process_keys: dict[str, object] = {}
         self.extra = ""
+        self.pool = ""
         self.server = "127.0.0.1:9"
         self.error_path = folder / "stderr"
         self.output_path = folder / "stdout"
@@ -76,7 +77,9 @@ class Instance:
         keys = {"workers": self.workers, "pid_file": "lb.pid", **self.process_keys}
         process = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         text = f"[process]\n{process}[listen.public]\nbind = {json.dumps(self.binds)}\n{self.extra}\n"
-        text += f'[[route]]\nname = "all"\npool = "web"\n[pool.web]\nservers = ["{self.server}"]\n'
+        text += (
+            f'[[route]]\nname = "all"\npool = "web"\n[pool.web]\nservers = ["{self.server}"]\n{self.pool}\n'
+        )
         replacement = self.folder / "lb.toml.new"
         replacement.write_text(text)
         replacement.rename(self.config)

@@ -4,7 +4,8 @@ with workers that answer every connection with one JSON line about themselves.
 Run as `python -m tests.scenario.standin CONFIG`. What a worker does wrong is told by files beside CONFIG:
 `crash` (exits at start), `crash-prepare` (dies preparing), `refuse` (refuses to prepare), `slow`
 (accepts nothing while the file is there), `late` (is not ready while the file
-is there), `hang` (the event loop stands still when it accepts).
+is there), `hang` (the event loop stands still when it accepts). The control process is a stand-in,
+too, unless there is a file `real-control`; `crash-control` makes the stand-in exit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 
 from lb.config import ConfigErrors
 from lb.control.messages import Hello, Leave, receive_in_control
+from lb.master import spawn
 from lb.master.failures import StartError
 from lb.master.master import Master
 from lb.master.spawn import Programs
@@ -212,7 +214,8 @@ def main() -> int:
     path = pathlib.Path(sys.argv[1])
     FOLDER = path.parent
     try:
-        return Master(path, "test", Programs(run, run_control), prepare_deadline=2.0).run()
+        control = spawn.preload().control if (FOLDER / "real-control").exists() else run_control
+        return Master(path, "test", Programs(run, control), prepare_deadline=2.0).run()
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return 1

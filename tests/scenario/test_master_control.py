@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import LoadBalancer, eventually, fetch, processes
 from tests.harness import websocket as ws
+from tests.harness.client import RawClient, request_bytes
 from tests.harness.load import Background, HttpLoad
 from tests.harness.settings import settings
 from tests.harness.upstream import Connection, reply
@@ -316,8 +317,7 @@ def test_found_servers_outlive_it_and_reloads(
     tables["pool"]["main"] = {"discover": {"file": str(found), "refresh": "100ms"}}
     lb = balancer(tables)
     first = lb.wait_control()
-    (tmp_path / "new").write_text(listed(*(server.address for server in servers)))
-    (tmp_path / "new").replace(found)
+    replace(found, listed(*(server.address for server in servers)))
     eventually(lambda: len(lb.admin("pools/main")["servers"]) == 2, "the second server")
     status = lb.status()
     assert status["reloads"]["succeeded"] == 0
@@ -330,6 +330,49 @@ def test_found_servers_outlive_it_and_reloads(
     assert len(lb.admin("pools/main")["servers"]) == 2
 
 
+def test_what_workers_refuse_is_tried_again_with_the_next_discovery(instance: Instance) -> None:
+    found = instance.folder / "servers.json"
+    found.write_text(listed("127.0.0.1:8"))
+    (instance.folder / "real-control").touch()
+    instance.pool = 'discover = { file = "servers.json", refresh = "100ms" }'
+    instance.start()
+    with flag(instance, "refuse"):
+        replace(found, listed("127.0.0.1:8", "127.0.0.1:10"))
+        master_harness.eventually(
+            lambda: "what was discovered can't be served" in instance.errors, "the refusal"
+        )
+        assert instance.status().generation == 1
+    replace(found, listed("127.0.0.1:8", "127.0.0.1:11"))
+    master_harness.eventually(lambda: instance.status().generation > 1, "the next one")
+    assert 'event="changed" key="web: 127.0.0.1:11 is there"' in instance.errors
+    assert instance.status().reloads.failed == 0
+
+
+def replace(file: pathlib.Path, text: str) -> None:
+    """Writes `file` as a whole or not at all."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
 def listed(*targets: str) -> str:
     """A file of servers."""
     return json.dumps([{"targets": targets}])
+
+
+def test_listeners_of_events_do_not_hold_up_the_end(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    lb = balancer(settings([upstream().address]))
+    control = lb.wait_control()
+    with RawClient(lb.admin_path) as client:
+        client.send(request_bytes("/api/v1/events", host="localhost"))
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        lb.stop()
+    assert f'event="control process left" pid={control} cause=exit-0' in lb.stderr
+
+
+def test_a_stopped_one_does_not_hold_up_the_end(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    lb = balancer(settings([upstream().address]))
+    control = lb.wait_control()
+    os.kill(control, signal.SIGSTOP)
+    lb.stop(within=10)
+    assert f'event="control process left" pid={control} cause=late' in lb.stderr

@@ -10,10 +10,8 @@ import msgspec
 import pytest
 
 from lb.control.messages import AskWorker, ToControl, WorkerAnswer, receive_in_control
-from lb.control.spec import Discovery, FoundServer
 from lb.master.control_process import ControlProcess
 from lb.master.desk import brief, brief_report
-from lb.master.discoveries import merge
 from lb.master.fleet import Fleet
 from lb.master.loop import Loop
 from lb.master.questions import MAX_PENDING, Questions
@@ -224,25 +222,3 @@ def test_a_report_can_be_sent_whatever_the_file_is_called() -> None:
     cut = brief_report(report)
     assert cut.config == "/etc/?.toml"
     msgspec.msgpack.encode(cut)
-
-
-# --- discovery -----------------------------------------------------------------------------------------
-
-
-def server(name: str) -> FoundServer:
-    return FoundServer(name=name, address=f"{name}:80")
-
-
-def test_what_is_not_found_again_keeps_its_last_answer() -> None:
-    before = Discovery(
-        servers={"a": (server("one"),), "b": (server("two"),)}, addresses={"one": ("10.0.0.1",)}
-    )
-    found = Discovery(servers={"b": ()}, addresses={"two": ("10.0.0.2",)})
-    merged = merge(before, found, frozenset({"a", "b"}))
-    assert merged.servers == {"a": (server("one"),), "b": ()}
-    assert merged.addresses == {"one": ("10.0.0.1",), "two": ("10.0.0.2",)}
-
-
-def test_pools_that_discover_no_more_are_left_out() -> None:
-    before = Discovery(servers={"a": (server("one"),)})
-    assert merge(before, Discovery(), frozenset()).servers == {}
