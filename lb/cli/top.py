@@ -31,8 +31,8 @@ _TIMEOUT: Final = 2.0
 _EVENTS: Final = 20
 _RESIZE_LOOK: Final = 0.25
 _QUIT: Final = ("q", "Q", "\x1b", ENDED)
-_SVG_SIZE: Final = (110, 32)
-_FONTS: Final = re.compile(r"@font-face\s*\{[^}]*\}\s*")
+_SVG_SIZE: Final = (124, 30)
+_FOREIGN: Final = re.compile(r"@font-face\s*\{[^}]*\}\s*|<!--.*?-->\s*")
 # A frame that is printed has all lines.
 _ENDLESS: Final = 100_000
 
@@ -129,7 +129,7 @@ def _once(watch: Watch, arguments: argparse.Namespace) -> int:
         console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, highlight=False)
         console.print(draw(watch.shown(), width, height))
         # Whoever looks at the picture shall not have to ask other people's servers for fonts.
-        picture = _FONTS.sub("", console.export_svg(title="lb top"))
+        picture = _FOREIGN.sub("", console.export_svg(title="lb top")).rstrip() + "\n"
         arguments.svg.write_text(picture, encoding="utf-8")
         return 0
     console = Console(highlight=False)
