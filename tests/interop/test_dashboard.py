@@ -390,9 +390,7 @@ def test_what_happens_is_seen_at_once(page: Page, running: Running) -> None:
         for client in (first, second):
             client.send(frame(b"hello", TEXT, masked=True))
             assert read_frame(client).payload == b"hello"
-        messages = page.locator(".figure-value").nth(3)
-        expect(messages).not_to_have_text("0")
-        expect(messages).to_have_text("0")
+        expect(page.locator(".figure-value").nth(3)).not_to_have_text("0")
     expect(tunnels).to_have_text("0")
     for _ in range(20):
         assert fetch(lb.address).status == 200

@@ -12,9 +12,9 @@ const LATEST = 15_000;
 
 /** @type {[RegExp, string, string][]} pattern of the kind, tone, shape */
 const LOOKS = [
-  [/ejected/, "warn", "ejected"],
-  [/down|died|killed|failed|refused|wedged|error/, "bad", "down"],
-  [/up$|ready|succeeded|back/, "good", "up"],
+  [/ejected|ended/, "warn", "ejected"],
+  [/down|failed|refused|wedged/, "bad", "down"],
+  [/up$|returned|serves|succeeded/, "good", "up"],
   [/admin/, "info", "maint"],
 ];
 

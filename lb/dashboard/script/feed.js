@@ -7,6 +7,7 @@ import { roughly } from "./format.js";
 /** @typedef {import("./views.js").Status} Status */
 
 const EACH = 1000; // ms
+const SOON = 500; // ms after the first question without an answer; doubled for each further one
 const SLOWEST = 8000;
 const SILENT = 2500; // ms without an answer that are worth a word
 
@@ -32,6 +33,7 @@ export class Feed {
     this.show = show;
     this.silence = silence;
     this.answered = performance.now();
+    this.ever = false;
     this.silent = false;
     this.error = "";
   }
@@ -41,11 +43,13 @@ export class Feed {
     document.addEventListener("visibilitychange", () => {
       this.answered = performance.now(); // nobody was asked while hidden
     });
-    let wait = EACH;
+    let failures = 0;
     for (;;) {
       await seen();
       const began = performance.now();
-      wait = (await this.once()) ? EACH : Math.min(wait * 2, SLOWEST);
+      const answered = await this.once();
+      failures = answered ? 0 : failures + 1;
+      const wait = answered ? EACH : Math.min(SOON * 2 ** (failures - 1), SLOWEST);
       await pause(Math.max(0, wait - (performance.now() - began)));
     }
   }
@@ -62,6 +66,7 @@ export class Feed {
       return false;
     }
     this.answered = performance.now();
+    this.ever = true;
     this.error = "";
     this.show(status);
     this.tellAge();
@@ -70,12 +75,13 @@ export class Feed {
 
   /** Says "live", or since when there is no answer. The figures stay, in grey. */
   tellAge() {
-    if (document.hidden || byId("token").open) return;
+    if (document.hidden) return;
+    if (byId("token").open) this.answered = performance.now(); // it waits for a person
     const age = performance.now() - this.answered;
     const silent = age > SILENT;
     const words = this.error || `no answer since ${roughly(age / 1000)}`;
-    setText(byId("link-text"), silent ? words : "live");
-    setAttribute(byId("link"), "data-tone", silent ? "bad" : "good");
+    setText(byId("link-text"), silent ? words : this.ever ? "live" : "connecting");
+    setAttribute(byId("link"), "data-tone", silent ? "bad" : this.ever ? "good" : "quiet");
     if (silent === this.silent) return;
     this.silent = silent;
     document.body.classList.toggle("stale", silent);

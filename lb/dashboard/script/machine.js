@@ -34,9 +34,9 @@ const LISTENER_COLUMNS = {
   certificates: "Certificates",
 };
 
-const LATE = 0.1; // seconds of loop lag that are worth a colour
+const LATE = 0.5; // seconds of loop lag that are worth a colour; a tick comes each 0.1 s
 const DAY = 86_400;
-const RENEW = 21 * DAY; // a certificate that ends sooner is worth a warning
+const RENEW = 14 * DAY; // a certificate that ends sooner is worth a warning, as in the verdict
 
 /** @param {Worker} worker @returns {[string, string]} tone and shape */
 function workerLook(worker) {

@@ -50,10 +50,11 @@ export function showVerdict(status) {
   setAttribute(byId("verdict"), "data-tone", tone);
   setAttribute(byId("verdict-shape"), "href", `#shape-${picture}`);
   setText(byId("verdict-state"), verdictWords(status));
-  follow(byId("problems"), [...new Set(status.problems)], String, (problem) => ({
-    node: element("li", {}, problem),
-    update: () => {},
-  }));
+  const problems = status.problems.map((text, index) => ({ text, index }));
+  follow(byId("problems"), problems, ({ index }) => String(index), () => {
+    const node = element("li");
+    return { node, update: ({ text }) => setText(node, text) };
+  });
   setText(byId("fact-uptime"), duration(status.uptime));
   setText(byId("fact-generation"), count(status.generation));
   setText(byId("fact-reload"), reloadWords(status));
