@@ -98,21 +98,8 @@ def _certificates(listeners: tuple[ListenerView, ...], now: float) -> Iterator[s
 
 
 def _discovery(control: Control) -> Iterator[str]:
-    """The last word about each source, where that is a failure."""
-    last: dict[str, tuple[str, str]] = {}
-    for event in control.events.after(0):
-        if event.kind in ("discovered", "discovery-failed"):
-            last[_source(event.fields)] = (event.kind, event.text)
-    for kind, text in last.values():
-        if kind == "discovery-failed":
-            yield text
-
-
-def _source(fields: dict[str, str | int | float]) -> str:
-    for name in ("source", "file", "name", "pool"):
-        if name in fields:
-            return f"{name} {fields[name]}"
-    return ""
+    for problem in control.discovery_problems():
+        yield f"discovery fails, what was found before is kept: {problem}"
 
 
 def _series(control: Control, figures: Figures) -> Iterator[str]:

@@ -61,6 +61,10 @@ class Parts:
         """The last active check of a server."""
         return self._checks.last(pool, server)
 
+    def discovery_problems(self) -> list[str]:
+        """What discovery can't find now."""
+        return self._discoverer.problems()
+
     async def close(self) -> None:
         """Ends all of it."""
         for site in self._sites:

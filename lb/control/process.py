@@ -114,6 +114,10 @@ class ControlProcess:
         """The last active check of a server; `None` before the first."""
         return None if self._parts is None else self._parts.last_check(pool, server)
 
+    def discovery_problems(self) -> list[str]:
+        """What discovery can't find now, a line for each."""
+        return [] if self._parts is None else self._parts.discovery_problems()
+
     # --- what the master says ----------------------------------------------------------------------------
 
     def _took(self, message: ToControl, fds: list[int]) -> None:

@@ -49,6 +49,7 @@ class StandInControl:
         self.closed: dict[int, TunnelsClosed] = {}
         self.asked: list[tuple[int, ListTunnels | CloseTunnels]] = []
         self.discoveries: list[Discovery] = []
+        self.undiscovered: list[str] = []
         self.last_checks: dict[tuple[str, str], LastCheck] = {}  # by pool and server
         if snapshot is not None:
             self.serve(snapshot)
@@ -101,6 +102,10 @@ class StandInControl:
     def last_check(self, pool: str, server: str) -> LastCheck | None:
         """Answers `last_checks`."""
         return self.last_checks.get((pool, server))
+
+    def discovery_problems(self) -> list[str]:
+        """Answers `undiscovered`."""
+        return self.undiscovered
 
     # --- what the tests look at --------------------------------------------------------------------------
 

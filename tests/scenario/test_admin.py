@@ -106,13 +106,13 @@ def test_the_figures_are_the_traffic(balancer: StartBalancer, upstream: StartUps
 
     def counted() -> bool:
         status = lb.admin("status")
-        return (
-            sum(worker["requests"] for worker in status["workers"])
-            == status["routes"][0]["requests"]
-            == status["pools"][0]["servers"][0]["requests"]
-            == status["listeners"][0]["accepted"]
-            == 7
-        )
+        counts = {
+            sum(worker["requests"] for worker in status["workers"]),
+            status["routes"][0]["requests"],
+            status["pools"][0]["servers"][0]["requests"],
+            status["listeners"][0]["accepted"],
+        }
+        return counts == {7}
 
     eventually(counted, "seven requests are counted")
     status = lb.admin("status")

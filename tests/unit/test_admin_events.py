@@ -129,7 +129,8 @@ def test_silence_is_broken_by_comments(admin: AdminServer, monkeypatch: pytest.M
     stream.close()
 
 
-def test_who_has_gone_makes_room(admin: AdminServer) -> None:
+def test_who_has_gone_makes_room(admin: AdminServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LOOK", 0.05)
     streams = [Stream(admin) for _ in range(MAX_LISTENERS)]
     refused = admin.get("events")
     assert (refused.status, refused.headers["retry-after"]) == (503, "5")
@@ -161,8 +162,12 @@ def test_who_does_not_read_is_given_up(admin: AdminServer, monkeypatch: pytest.M
         assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
         eventually(lambda: admin.control.events._listeners, "it listens")
 
+        def burst() -> None:
+            for _ in range(KEPT):
+                admin.control.events.add("reload", "x" * 1024)
+
         def given_up() -> bool:
-            admin.event("reload", "x" * 1024)
+            admin.call(burst)
             return not admin.control.events._listeners
 
         eventually(given_up, "the slow one is given up")
