@@ -54,7 +54,10 @@ export function shape(name) {
  */
 export function setText(node, value) {
   const text = String(value);
-  if (node.textContent !== text) node.textContent = text;
+  const only = node.firstChild;
+  if (only instanceof Text && only === node.lastChild) {
+    if (only.data !== text) only.data = text;
+  } else if (node.textContent !== text) node.textContent = text;
 }
 
 /**

@@ -147,7 +147,7 @@ function closeTunnels(title, lines, which) {
   const { fields, read } = closeFields();
   confirm({
     title,
-    lines: [...lines, "Each client gets a WebSocket close frame with the code; most clients connect again."],
+    lines: [...lines, "A WebSocket close frame tells the code; most clients connect again at once."],
     go: "Close",
     danger: true,
     fields,
