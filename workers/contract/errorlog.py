@@ -108,7 +108,7 @@ class ErrorLog:
     goes into the fields. Field names are Python identifiers; values may be anything.
     """
 
-    __slots__ = ("_component", "_dropped", "_fd", "_lock", "_rates", "_sink")
+    __slots__ = ("_component", "_dropped", "_fd", "_lock", "_rates", "_sink", "lost")
 
     def __init__(self, component: str, fd: int = 2) -> None:
         """`component` says who writes: "master", "worker 0". The descriptor is borrowed."""
@@ -117,6 +117,7 @@ class ErrorLog:
         self._sink: Sink | None = None
         self._rates: dict[str, _Rate] = {}
         self._dropped = 0
+        self.lost = 0  # lines that could not be written, ever
         # Guards the counting alone; it is never held while a line is written.
         self._lock = threading.Lock()
 
@@ -184,6 +185,7 @@ class ErrorLog:
             # Standard error is full, closed or gone: there is no other place to say so. It is counted.
             with self._lock:
                 self._dropped += dropped + 1
+                self.lost += 1
 
     def _line(
         self, level: str, event: str, fields: dict[str, object], suppressed: int, dropped: int

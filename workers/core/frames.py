@@ -22,6 +22,11 @@ _KINDS: Final = tuple(
 _SIZES: Final = tuple(
     _EXTENDED if second & 0x7F > 125 else 2 + (second >> 7) * 4 + (second & 0x7F) for second in range(256)
 )
+# The size of a frame, by its second byte, for a test that needs no call: see `Pipe.on_readable`. Never equal
+# to a number of bytes received where the length is an extended one.
+WHOLE: Final = tuple(size or -1 for size in _SIZES)
+# By the first byte: whether it begins a message that ends in the same frame (FIN on text or binary).
+MESSAGE: Final = tuple(first & 0x8F in (0x81, 0x82) for first in range(256))
 _FOR_EVER: Final = 1 << 80
 _LONGEST_HEAD: Final = 16  # 2, 8 of length, 4 of mask, 2 of status code
 
@@ -35,20 +40,17 @@ class FrameTracker:
     `lost` is set the stream can't be followed as WebSocket, and no figure changes any more.
     """
 
-    __slots__ = ("_ends_message", "_head", "_left", "close_code", "lost", "messages")
+    __slots__ = ("_ends_message", "_head", "_left", "at_boundary", "close_code", "lost", "messages")
 
     def __init__(self) -> None:
         self.messages: int = 0
         self.close_code: int | None = None
         self.lost: bool = False
+        # Whether the stream stands between two frames: the only place where a frame may be added.
+        self.at_boundary: bool = True
         self._left: int = 0  # bytes of the current frame that are still to come
         self._ends_message: int = 0  # what `messages` grows by when they have come
         self._head: bytes = b""  # the beginning of a frame, too short to know its size
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether the stream stands between two frames: the only place where a frame may be added."""
-        return not (self._left or self._head or self.lost)
 
     @property
     def to_boundary(self) -> int:
@@ -58,6 +60,10 @@ class FrameTracker:
 
     def feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
         """Takes `buffer[start:end]`, the next bytes of the stream; the buffer isn't kept."""
+        self._feed(buffer, start, end)
+        self.at_boundary = not (self._left or self._head or self.lost)
+
+    def _feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
         left = self._left
         if left:
             start += left

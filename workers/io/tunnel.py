@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
-from workers.core.frames import FrameTracker
+from workers.core.frames import MESSAGE, WHOLE, FrameTracker
 from workers.core.wheel import NEVER
 from workers.io.endpoint import has_failed, reset
 from workers.io.tls import Stream, TlsStream, TlsTruncated
@@ -44,8 +44,8 @@ class Pipe:
     """One direction of a tunnel. `out` is what the sink did not take; the source is paused meanwhile."""
 
     __slots__ = (
-        "bytes", "cell", "cells", "counted", "ended", "name", "on_chunk", "out", "reading", "sink", "sink_fd",
-        "source", "source_fd", "tracker", "tunnel", "worker",
+        "bytes", "cell", "ended", "name", "on_chunk", "out", "reading", "sink", "sink_fd", "source",
+        "source_fd", "told", "told_bytes", "told_messages", "tracker", "tunnel", "worker",
     )  # fmt: skip
 
     def __init__(self, tunnel: Tunnel, name: str, source: Stream, sink: Stream, *, inspect: bool) -> None:
@@ -57,10 +57,13 @@ class Pipe:
         self.source_fd = source.fileno()
         self.sink_fd = sink.fileno()
         self.tracker = FrameTracker() if inspect else None
-        self.cells = tunnel.worker.slab.cells
         self.cell = tunnel.route.base + (_CLIENT_BYTES if name == "client" else _SERVER_BYTES)
-        self.counted = 0  # messages that the route's cell has
         self.bytes = 0
+        # What the route's cells have of it. They are brought up to date once a tick: to count in them with
+        # each small chunk would cost a tenth of relaying it.
+        self.told = True  # all
+        self.told_bytes = 0
+        self.told_messages = 0
         self.out = b""
         self.on_chunk: Callable[[], None] | None = None  # what reads while the tunnel is being closed
         self.reading = False
@@ -85,20 +88,20 @@ class Pipe:
             self._end()
             return
         self.bytes += size
-        cells = self.cells
-        cell = self.cell
-        cells[cell] += size
+        if self.told:
+            self.told = False
+            worker.untold.append(self)
         tunnel = self.tunnel
         tunnel.seen = worker.now
         tracker = self.tracker
         if tracker is not None:
-            tracker.feed(worker.buffer, 0, size)
-            messages = tracker.messages
-            if messages != self.counted:
-                cells[cell + _TO_MESSAGES] += messages - self.counted
-                self.counted = messages
-            if tracker.close_code is not None and not tunnel.closer:
-                tunnel.closer = self.name
+            buffer = worker.buffer
+            if size == WHOLE[buffer[1]] and tracker.at_boundary and MESSAGE[buffer[0]]:
+                tracker.messages += 1  # nearly always: one short message and nothing else
+            else:
+                tracker.feed(buffer, 0, size)
+                if tracker.close_code is not None and not tunnel.closer:
+                    tunnel.closer = self.name
         view = worker.view
         try:
             sent = self.sink.send(view[:size])
@@ -123,14 +126,26 @@ class Pipe:
     def count(self, data: bytes | bytearray, size: int) -> None:
         """Takes the first `size` bytes of `data` into the figures; `on_readable` has that written out."""
         self.bytes += size
-        self.cells[self.cell] += size
+        if self.told:
+            self.told = False
+            self.worker.untold.append(self)
         tracker = self.tracker
         if tracker is not None:
             tracker.feed(data, 0, size)
-            self.cells[self.cell + _TO_MESSAGES] += tracker.messages - self.counted
-            self.counted = tracker.messages
             if tracker.close_code is not None and not self.tunnel.closer:
                 self.tunnel.closer = self.name
+
+    def tell(self) -> None:
+        """Brings the route's cells up to date."""
+        cells = self.worker.slab.cells
+        cell = self.cell
+        cells[cell] += self.bytes - self.told_bytes
+        self.told_bytes = self.bytes
+        messages = self.messages
+        if messages != self.told_messages:
+            cells[cell + _TO_MESSAGES] += messages - self.told_messages
+            self.told_messages = messages
+        self.told = True
 
     def keep(self, rest: bytes) -> None:
         """The kernel takes no more: the rest waits for it."""
@@ -379,6 +394,7 @@ class Tunnel:
         # The pipes know the tunnel, and it them: a circle that only the collector would find.
         for pipe in (self.from_client, self.from_server):
             pipe.on_chunk = None
+            pipe.tell()
             del pipe.tunnel
         self.closing = None
 

@@ -66,6 +66,7 @@ class Worker:
         self.clients: set[Client] = set()
         self.tunnels: dict[int, Tunnel] = {}  # by number, so in the order of their opening
         self._last_tunnel = 0
+        self.untold: list[Pipe] = []  # directions of tunnels whose figures the scoreboard has not yet
         self.listeners: dict[str, Listener] = {}
         self.acceptors: list[Acceptor] = []
         self.journal: Journal | None = None
@@ -135,6 +136,7 @@ class Worker:
         # Counters of the process go on where those of the predecessor ended.
         self._cpu_before = cells[WorkerCell.CPU]
         self._dropped_before = cells[WorkerCell.LOG_DROPPED]
+        self._lost_before = cells[WorkerCell.ERROR_LOG_DROPPED]
         cells[WorkerCell.PID] = os.getpid()
         cells[WorkerCell.GENERATION] = 0
         self._tick()
@@ -149,6 +151,11 @@ class Worker:
         cells[WorkerCell.HEARTBEAT] = int(now * NANOSECONDS)
         cells[WorkerCell.LAG] = max(0, int((now - self._tick_at) * NANOSECONDS))
         cells[WorkerCell.CPU] = self._cpu_before + time.process_time_ns()
+        if self.untold:
+            untold, self.untold = self.untold, []
+            for pipe in untold:
+                pipe.tell()
+        cells[WorkerCell.ERROR_LOG_DROPPED] = self._lost_before + self.log.lost
         self._tick_at = now + TICK
         self.loop.call_later(TICK, self._tick)
         self.wheel.advance(now)
