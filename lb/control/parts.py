@@ -44,7 +44,7 @@ class Parts:
         self.adopt()
         for make, listening in ((metrics_app, metrics), (admin_app, admin)):
             if listening is not None:
-                site = Site(make(self._control), listening)
+                site = Site(make(self._control), listening, self._control.log)
                 self._sites.append(site)
                 await site.start()
 

@@ -10,6 +10,9 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from lb.control import httplog
+from workers.contract.errorlog import ErrorLog
+
 MAX_CONNECTIONS: Final = 256
 FIRST_REQUEST: Final = 10.0
 KEEP_ALIVE: Final = 30.0
@@ -24,6 +27,7 @@ class Site:
         self,
         app: web.Application,
         listening: socket.socket,
+        log: ErrorLog,
         *,
         most: int = MAX_CONNECTIONS,
         first_request: float = FIRST_REQUEST,
@@ -36,6 +40,7 @@ class Site:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=httplog.logger(log),
             handle_signals=False,
             keepalive_timeout=KEEP_ALIVE,
             shutdown_timeout=_SHUTDOWN,

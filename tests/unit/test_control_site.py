@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from lb.control.site import Site
+from workers.contract.errorlog import ErrorLog
 
 
 async def answer(_request: web.Request) -> web.Response:
@@ -21,7 +22,7 @@ async def answer(_request: web.Request) -> web.Response:
 async def served(listening: socket.socket, **limits: float) -> AsyncIterator[Site]:
     app = web.Application()
     app.router.add_get("/", answer)
-    site = Site(app, listening, **limits)  # type: ignore[arg-type]
+    site = Site(app, listening, ErrorLog("control"), **limits)  # type: ignore[arg-type]
     await site.start()
     try:
         yield site
