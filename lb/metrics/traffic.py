@@ -37,6 +37,7 @@ def collect_listener(sheet: Sheet, figures: Figures, spec: ListenerSpec) -> None
     figure = figures.listener(spec)
     sheet.add("lb_listener_connections", figure.connections, spec.name)
     sheet.add("lb_listener_connections_total", figure.accepted, spec.name)
+    sheet.add("lb_listener_connections_limit", spec.limits.connections, spec.name)
     rejected = {CONNECTION_LIMIT.reason: 0} | figure.rejected_by
     sheet.add_each("lb_listener_rejected_total", rejected, spec.name)
 

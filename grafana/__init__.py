@@ -1,0 +1,1 @@
+"""What Grafana and Prometheus need to watch shardlb."""

@@ -1,0 +1,1 @@
+"""Makes the dashboards of `grafana/dashboards`: `python -m grafana.source`."""
