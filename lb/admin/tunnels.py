@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -22,7 +23,10 @@ from lb.admin.problems import Refused
 from lb.admin.requests import TunnelQuery
 from lb.admin.views import CLOSE_CODES, Closed, TunnelClose, TunnelPage, TunnelView
 from lb.control.control import Control, Unanswered
+from lb.control.states import NANOSECONDS
 from lb.master.report import WorkerReport
+from lb.metrics.app import FRESH
+from workers.contract.cells import WorkerCell
 from workers.contract.messages import CloseTunnels, ListTunnels, TunnelFilter, TunnelReport
 
 MAX_QUESTIONS: Final = 16  # rows of one page come in so many answers at most (a message has 64 KiB)
@@ -88,13 +92,25 @@ class Tunnels:
         self, workers: Sequence[WorkerReport], where: TunnelFilter, limit: int, place: _Place
     ) -> TunnelPage:
         page = _Page(limit, place)
-        left = [worker for worker in workers if worker.slot >= place.slot]
+        left = []
+        for worker in workers:
+            if worker.slot >= place.slot:
+                # Who hangs is not waited for: a list is wanted most when something is wrong.
+                if self._hangs(worker):
+                    page.missing.append(worker.slot)
+                else:
+                    left.append(worker)
         while left and not page.full:
             await self._fill(page, left.pop(0), where)
         total = place.total
         if total < 0:
             total = page.total + await self._count(page, left, where)
         return page.done(total, bool(left))
+
+    def _hangs(self, worker: WorkerReport) -> bool:
+        cells = self._control.board.slab(worker.slot).cells
+        beat = cells[WorkerCell.HEARTBEAT] / NANOSECONDS
+        return cells[WorkerCell.PID] == worker.pid and time.monotonic() - beat >= FRESH
 
     async def _fill(self, page: _Page, worker: WorkerReport, where: TunnelFilter) -> None:
         """Adds the tunnels of `worker`, from where the page before ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -13,6 +14,7 @@ from lb.control.control import Unanswered
 from lb.master.report import WorkerReport
 from tests.harness.admin import AdminServer
 from tests.harness.control import StandInControl
+from workers.contract.cells import WorkerCell
 from workers.contract.messages import (
     CloseTunnels,
     ListTunnels,
@@ -168,6 +170,17 @@ def test_who_does_not_answer_is_named(api: Api, limit: int) -> None:
     api.workers.silent = {0, 1, 2}
     page = api.page()
     assert (page.tunnels, page.missing, page.cursor) == ((), (0, 1, 2), "")
+
+
+def test_who_hangs_is_not_waited_for(api: Api) -> None:
+    cells = api.workers.board.slab(0).cells
+    cells[WorkerCell.PID] = PIDS[0]
+    cells[WorkerCell.HEARTBEAT] = time.monotonic_ns() - 10_000_000_000
+    page = api.page()
+    assert (ids(page), page.missing, page.total) == (ALL[3:], (0,), 2)
+    assert 0 not in [slot for slot, _ in api.workers.asked]
+    cells[WorkerCell.HEARTBEAT] = time.monotonic_ns()
+    assert ids(api.page()) == ALL
 
 
 def test_who_stops_answering_in_the_middle_ends_the_list(api: Api) -> None:
