@@ -11,6 +11,7 @@ from lb.control.figures import Figures
 from lb.control.rows import WorkerFigures
 from lb.master.report import StatusReport, WorkerReport
 from lb.metrics.sheet import Sheet
+from workers.core.wheel import TICK
 
 SERVING: Final = "serving"
 
@@ -74,8 +75,9 @@ def _collect_worker(sheet: Sheet, report: WorkerReport, figure: WorkerFigures, n
 
 
 def loop_lag(report: WorkerReport, figure: WorkerFigures | None, now: float) -> float:
-    """How late the worker's event loop is at `now` (monotonic seconds). A worker that has not written its
+    """How late the worker's event loop is at `now` (monotonic seconds): what its last tick was late by, or by
+    how long the next one is overdue where that is more. A worker that has not written its
     first heartbeat yet is as late as the master has seen it."""
     if figure is None or figure.pid != report.pid:
         return report.heartbeat_age
-    return max(figure.lag, now - figure.heartbeat, 0.0)
+    return max(figure.lag, now - figure.heartbeat - TICK, 0.0)
