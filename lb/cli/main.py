@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -109,6 +110,19 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, parsers
 
 
+def _finish(command: Command, arguments: Arguments) -> int:
+    """Runs `command`. Whoever reads what it prints may stop reading (`lb status | head -1`)."""
+    try:
+        code = command.run(arguments)
+        sys.stdout.flush()  # here, as what fails at the exit of Python is told to the user
+        return code
+    except BrokenPipeError:
+        if command.run in (_run, _demo):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lb` with `arguments` (default: the process's own). Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -116,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given[0] if given else ""
     if name in COMMANDS:
         # Intermixed: options may stand between actions or ids.
-        return COMMANDS[name].run(parsers[name].parse_intermixed_args(given[1:]))
+        return _finish(COMMANDS[name], parsers[name].parse_intermixed_args(given[1:]))
     if name and not name.startswith("-"):
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean lb {near[0]}?" if near else "lb --help lists the commands"

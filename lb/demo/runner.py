@@ -188,6 +188,16 @@ def _shown(path: str) -> str:
     return str(found.relative_to(here)) if found.is_relative_to(here) else str(found)
 
 
+def _figures(config: Config) -> str:
+    """Lines about the dashboard and the metrics, where both can be opened by TCP."""
+    lines = ""
+    if config.admin.listen and not config.admin.listen.startswith(("unix:", "off")):
+        lines += f"\n         http://{config.admin.listen}/   the dashboard; it asks for the token"
+    if config.metrics and not config.metrics.listen.startswith("unix:"):
+        lines += f"\n         curl http://{config.metrics.listen}/metrics"
+    return lines
+
+
 def invitation(config: Config, addresses: Sequence[str]) -> str:
     """What to open and what to try, for the terminal."""
     listener = next((one for one in config.listen if not one.bind[0].startswith("unix:")), None)
@@ -207,6 +217,8 @@ def invitation(config: Config, addresses: Sequence[str]) -> str:
   try    {curl} -i http{s}://{at}/api/hello
          for i in 1 2 3 4; do {curl} -s http{s}://{at}/api/ | grep server; done
          {python} -m pip install websockets; {python} -m websockets ws{s}://{at}/ws/echo
+
+  watch  {lb} top -c {file}{_figures(config)}
 
   then   change {file} and run: {lb} reload -c {file}
          the open WebSockets stay. Ctrl-C ends everything, a second one at once.

@@ -54,6 +54,7 @@ def test_the_default_configuration_suits_the_demo() -> None:
     invitation = runner.invitation(load(path), addresses)
     assert "curl -i http://127.0.0.1:8080/api/hello" in invitation
     assert "-m websockets ws://127.0.0.1:8080/ws/echo" in invitation
+    assert f" top -c {path}\n         curl http://127.0.0.1:9180/metrics\n" in invitation
 
 
 def test_pages_and_json_echo_say_who_answers() -> None:
