@@ -155,7 +155,7 @@ def _traffic() -> Row:
 
 def _latency() -> Row:
     return Row(
-        "Response time",
+        "Latency",
         (
             graph(
                 "Response time",

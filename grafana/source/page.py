@@ -15,6 +15,8 @@ ROUTE: Final = HOST + ', route=~"$route"'
 POOL: Final = HOST + ', pool=~"$pool"'
 WORKER: Final = HOST + ', worker=~"$worker"'
 
+EVERY: Final = {"allValue": ".*"}
+
 # The metric whose label values a variable offers; each is there from the first scrape on.
 _VALUES: Final = {
     "route": f"label_values(lb_http_requests_in_flight{{{HOST}}}, route)",
@@ -46,10 +48,11 @@ def page(uid: str, title: str, description: str, variables: Sequence[str], rows:
 
 def _variables(names: Sequence[str]) -> Iterator[Json]:
     yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+    # No "allValue" for jobs: `up` is a metric of every job, so "All" has to mean those of load balancers.
     yield _variable("job", "label_values(lb_up, job)")
-    yield _variable("instance", 'label_values(lb_up{job=~"$job"}, instance)')
+    yield _variable("instance", 'label_values(lb_up{job=~"$job"}, instance)') | EVERY
     for name in names:
-        yield _variable(name, _VALUES[name])
+        yield _variable(name, _VALUES[name]) | EVERY
 
 
 def _variable(name: str, query: str) -> Json:
@@ -64,7 +67,6 @@ def _variable(name: str, query: str) -> Json:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": ".*",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
     }
 

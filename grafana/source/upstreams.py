@@ -100,7 +100,7 @@ def _now() -> Row:
                 unit="ops",
             ),
             stat(
-                "Retries",
+                "Retried",
                 "How many requests a second went to a second server?",
                 Query(f"sum({RETRIES})"),
                 unit="ops",

@@ -94,7 +94,7 @@ def _now() -> Row:
 
 def _open() -> Row:
     return Row(
-        "Established",
+        "Over time",
         (
             graph(
                 "WebSockets by route",
@@ -216,10 +216,10 @@ def _ends() -> Row:
 
 def _data() -> Row:
     return Row(
-        "Data",
+        "Messages and bytes",
         (
             graph(
-                "Messages",
+                "Messages by route",
                 "Does anything flow, and which way? Not counted where websocket.inspect is off.",
                 Query(f"sum by (route, direction) ({MESSAGES})", "{{route}} {{direction}}"),
                 unit="mps",
