@@ -518,7 +518,7 @@ def test_not_ready_while_a_worker_is_wedged(control: StandInControl) -> None:
     control.board.slab(2).cells[WorkerCell.HEARTBEAT] -= 40 * 10**9
     status, text = ready(control)
     assert status == 503
-    assert re.fullmatch(r"not ready: worker 2 \(pid 1002\) is wedged: no heartbeat for (39|4\d)\.\ds\n", text), (
+    assert re.fullmatch(r"not ready: worker 2 \(pid 1002\) is wedged: no heartbeat for \d\d\.\ds\n", text), (
         text
     )
 
