@@ -238,7 +238,6 @@ def alerts(title: str, description: str, *, width: int = 8) -> Panel:
         "alertInstanceLabelFilter": "",
         "alertName": "Lb",
         "dashboardAlerts": False,
-        "datasource": "${datasource}",
         "groupBy": [],
         "groupMode": "default",
         "maxItems": 20,

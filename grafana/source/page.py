@@ -47,7 +47,15 @@ def page(uid: str, title: str, description: str, variables: Sequence[str], rows:
 
 
 def _variables(names: Sequence[str]) -> Iterator[Json]:
-    yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+    yield {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,
+        "includeAll": False,
+        "multi": False,
+    }
     # No "allValue" for jobs: `up` is a metric of every job, so "All" has to mean those of load balancers.
     yield _variable("job", "label_values(lb_up, job)")
     yield _variable("instance", 'label_values(lb_up{job=~"$job"}, instance)') | EVERY
