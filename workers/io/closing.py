@@ -62,19 +62,7 @@ class Closing:
         assert tracker is not None
         if pipe.name not in self.frames or not tracker.at_boundary:
             return
-        frame = self.frames.pop(pipe.name)
-        if pipe.out:
-            pipe.out += frame
-            return
-        try:
-            sent = pipe.sink.send(frame)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self.tunnel.sink_failed(pipe)
-            return
-        if sent < len(frame):
-            pipe.keep(frame[sent:])
+        self._send(pipe, self.frames.pop(pipe.name))
 
     def _on_chunk(self, pipe: Pipe) -> None:
         """Reads on: to the end of the frame before our Close, and after it for the other's."""
@@ -105,7 +93,7 @@ class Closing:
             return
         pipe.count(worker.buffer, size)
         if before:
-            self._pass_on(pipe, bytes(worker.view[:size]))
+            self._send(pipe, bytes(worker.view[:size]))
             if self.tunnel.open:
                 self._inject(pipe)
         if self.tunnel.open and (tracker.close_code is not None or tracker.lost):
@@ -116,7 +104,10 @@ class Closing:
             # The kernel knows nothing of what OpenSSL holds already.
             pipe.worker.loop.call_soon(lambda: self._on_chunk(pipe))
 
-    def _pass_on(self, pipe: Pipe, data: bytes) -> None:
+    def _send(self, pipe: Pipe, data: bytes) -> None:
+        if pipe.out:
+            pipe.out += data
+            return
         try:
             sent = pipe.sink.send(data)
         except (BlockingIOError, InterruptedError):
