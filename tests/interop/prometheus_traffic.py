@@ -175,7 +175,10 @@ class Scene:
                     "eject": {"panic_percent": 100},
                 },
                 "chat": {"server": _named(self.chat)},
-                "narrow": {"server": [{**one, "max_connections": NARROW} for one in _named(self.narrow)]},
+                "narrow": {
+                    "server": [{**one, "max_connections": NARROW} for one in _named(self.narrow)],
+                    "queue": {"timeout": "1m"},
+                },
             },
         }
 
