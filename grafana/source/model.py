@@ -47,6 +47,11 @@ class Row(NamedTuple):
     panels: tuple[Panel, ...]
 
 
+def halves(*panels: Panel) -> tuple[Panel, ...]:
+    """Two panels a line."""
+    return tuple(panel._replace(width=COLUMNS // 2) for panel in panels)
+
+
 def rate(metric: str, *selectors: str) -> str:
     """Increase of a counter a second."""
     return f"rate({metric}{{{', '.join(selectors)}}}[$__rate_interval])"

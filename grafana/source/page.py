@@ -118,15 +118,25 @@ def _placed(rows: Sequence[Row]) -> Iterator[Json]:
             "panels": [],
         }
         top += 1
-        left = height = 0
-        for panel in row.panels:
-            if left + panel.width > COLUMNS:
-                top, left, height = top + height, 0, 0
-            number += 1
-            place = {"h": panel.height, "w": panel.width, "x": left, "y": top}
-            yield _panel(number, panel, place)
-            left, height = left + panel.width, max(height, panel.height)
-        top += height
+        for line in _lines(row.panels):
+            wider = (COLUMNS - sum(panel.width for panel in line)) // len(line)
+            left = 0
+            for panel in line:
+                number += 1
+                place = {"h": panel.height, "w": panel.width + wider, "x": left, "y": top}
+                yield _panel(number, panel, place)
+                left += panel.width + wider
+            top += max(panel.height for panel in line)
+
+
+def _lines(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """As many panels beside each other as fit."""
+    lines: list[list[Panel]] = [[]]
+    for panel in panels:
+        if sum(one.width for one in lines[-1]) + panel.width > COLUMNS:
+            lines.append([])
+        lines[-1].append(panel)
+    return lines
 
 
 def _panel(number: int, panel: Panel, place: Json) -> Json:

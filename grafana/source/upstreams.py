@@ -16,6 +16,7 @@ from grafana.source.model import (
     Query,
     Row,
     graph,
+    halves,
     increase,
     quantile,
     quantiles,
@@ -155,7 +156,7 @@ def _states() -> Row:
 def _answers() -> Row:
     return Row(
         "Answers",
-        (
+        halves(
             graph(
                 "Requests by server",
                 "Is the work spread as the weights say?",
@@ -188,7 +189,7 @@ def _answers() -> Row:
 def _errors() -> Row:
     return Row(
         "Errors",
-        (
+        halves(
             graph(
                 "Errors by reason",
                 "How do servers fail? connect_failed: nobody listens; upstream_reset: it closed unasked;"

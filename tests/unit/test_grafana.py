@@ -134,6 +134,14 @@ def test_panels_lie_beside_each_other_in_the_grid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
+def test_each_line_is_filled(name: str) -> None:
+    widths: Counter[int] = Counter()
+    for panel in DASHBOARDS[name]["panels"]:
+        widths[panel["gridPos"]["y"]] += panel["gridPos"]["w"]
+    assert set(widths.values()) == {24}, widths
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
 def test_each_variable_is_there_and_used(name: str) -> None:
     dashboard = DASHBOARDS[name]
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
