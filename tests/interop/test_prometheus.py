@@ -75,10 +75,11 @@ def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
 def test_every_query_has_data_and_the_figures_are_what_was_sent(
     scene: Scene, balancer: StartBalancer, tmp_path: Path
 ) -> None:
+    path = program("prometheus")
     lb = balancer(scene.tables())
     lb.wait_control()
     target = "{}:{}".format(*lb.metrics_address)
-    with Prometheus(program("prometheus"), tmp_path, target, RULES) as prometheus:
+    with Prometheus(path, tmp_path, target, RULES) as prometheus:
         _run(lb, scene, prometheus)
         _assert_equal(scene, prometheus)
         _assert_all_moved(prometheus)
