@@ -155,3 +155,13 @@ def test_a_response_that_has_begun_is_not_started_again(
                 cut_off += 1
     assert cut_off == len(bad.requests) == 2
     assert len(good.requests) == 2
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_retry_is_counted_where_there_is_another_server(servers: int, balancer: StartBalancer) -> None:
+    lb = balancer(settings([f"127.0.0.1:{free_port()}" for _ in range(servers)], workers=1))
+    lb.wait_control()
+    assert fetch(lb.address, "/").status == 502
+    pool = lb.admin("pools/main")
+    assert pool["retries"] == servers - 1
+    assert [server["errors"] for server in pool["servers"]] == [1] * servers

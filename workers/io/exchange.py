@@ -291,9 +291,12 @@ class Exchange(ResponseSide):
             retry = self.route.spec.retry
             if ("reset" if reset else "connect") not in retry.on or self.attempts >= retry.attempts:
                 return False
+            excluded = (*self.excluded, self.index)
+            if not self.pool.has_other(excluded):
+                return False
             server.failed(error.refusal)
             server.retried()
-            self.excluded = (*self.excluded, self.index)
+            self.excluded = excluded
             self.set_cookie = b""
         self.dispatch()
         return True

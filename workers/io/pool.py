@@ -372,6 +372,10 @@ class Pool:
         full = [index for index in self.usable if index not in excluded and servers[index].full]
         return (*excluded, *full)
 
+    def has_other(self, excluded: tuple[int, ...]) -> bool:
+        """Whether a server is left that is usable and not in `excluded`, though it may be full."""
+        return any(index not in excluded for index in self.usable)
+
     def has_room(self, excluded: tuple[int, ...]) -> bool:
         """Whether a server is left that is usable, not in `excluded`, and not full."""
         servers = self.servers
