@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.frames import NO_STATUS, OTHER_STATUS, FrameTracker, close_frame
+from workers.core.frames import MEDIUM, MESSAGE, NO_STATUS, OTHER_STATUS, WHOLE, FrameTracker, close_frame
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 MASK = b"\x11\x22\x33\x44"
@@ -58,6 +58,32 @@ def test_one_message_of_any_length(size: int, masked: bool) -> None:
     assert follow(data[:-1]) == Seen(0, None, False, False)
     assert follow(data[:-1], data[-1:]) == Seen(1, None, True, False)
     assert follow(data + data) == Seen(2, None, True, False)
+
+
+def is_told_short(data: bytes) -> bool:
+    """Whether the relay takes `data` for one message and nothing else, without a tracker: `Pipe.on_readable`."""
+    size, second = len(data), data[1]
+    length = data[2] << 8 | data[3]  # of a frame of two bytes: what an earlier chunk left there
+    return (size == WHOLE[second] or size == length + MEDIUM[second]) and MESSAGE[data[0]]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("size", [2, 125, 126, 127, 65_535])
+def test_a_chunk_that_is_one_message_is_told_without_a_tracker(size: int, masked: bool) -> None:
+    data = frame(TEXT, b"x" * size, masked=masked)
+    assert is_told_short(data)
+    assert not is_told_short(data[:-1])
+    assert not is_told_short(data + data)
+    assert not is_told_short(frame(PING, b"x" * size, masked=masked))
+    assert not is_told_short(frame(TEXT, b"x" * size, fin=False, masked=masked))
+
+
+@given(
+    st.binary(min_size=4, max_size=12) | st.integers(0, 65_535).map(lambda size: b"\x82\xfe" + bytes(size))
+)
+def test_what_is_told_without_a_tracker_is_what_the_tracker_says(data: bytes) -> None:
+    if is_told_short(data):
+        assert follow(data) == Seen(1, None, True, False)
 
 
 def test_a_fragmented_message_counts_once_and_control_frames_do_not() -> None:

@@ -25,6 +25,9 @@ _SIZES: Final = tuple(
 # The size of a frame, by its second byte, for a test that needs no call: see `Pipe.on_readable`. Never equal
 # to a number of bytes received where the length is an extended one.
 WHOLE: Final = tuple(size or -1 for size in _SIZES)
+# By the second byte: the size of the head where 16 bits of length follow; else so little that, with any such
+# length added, it is no number of bytes received.
+MEDIUM: Final = tuple(4 + (second >> 7) * 4 if second & 0x7F == 126 else -(1 << 16) for second in range(256))
 # By the first byte: whether it begins a message that ends in the same frame (FIN on text or binary).
 MESSAGE: Final = tuple(first & 0x8F in (0x81, 0x82) for first in range(256))
 _FOR_EVER: Final = 1 << 80

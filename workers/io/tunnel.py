@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
-from workers.core.frames import MESSAGE, WHOLE, FrameTracker
+from workers.core.frames import MEDIUM, MESSAGE, WHOLE, FrameTracker
 from workers.core.wheel import NEVER
 from workers.io.endpoint import has_failed, reset
 from workers.io.tls import Stream, TlsStream, TlsTruncated
@@ -96,8 +96,13 @@ class Pipe:
         tracker = self.tracker
         if tracker is not None:
             buffer = worker.buffer
-            if size == WHOLE[buffer[1]] and tracker.at_boundary and MESSAGE[buffer[0]]:
-                tracker.messages += 1  # nearly always: one short message and nothing else
+            second = buffer[1]
+            if (
+                (size == WHOLE[second] or size == (buffer[2] << 8 | buffer[3]) + MEDIUM[second])
+                and tracker.at_boundary
+                and MESSAGE[buffer[0]]
+            ):
+                tracker.messages += 1  # nearly always: one message of less than 64 KiB and nothing else
             else:
                 tracker.feed(buffer, 0, size)
                 if tracker.close_code is not None and not tunnel.closer:
