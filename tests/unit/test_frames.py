@@ -61,10 +61,11 @@ def test_one_message_of_any_length(size: int, masked: bool) -> None:
 
 
 def is_told_short(data: bytes) -> bool:
-    """Whether the relay takes `data` for one message and nothing else, without a tracker: `Pipe.on_readable`."""
-    size, second = len(data), data[1]
-    length = data[2] << 8 | data[3]  # of a frame of two bytes: what an earlier chunk left there
-    return (size == WHOLE[second] or size == length + MEDIUM[second]) and MESSAGE[data[0]]
+    """Whether `Pipe.on_readable` takes `data` for one message and nothing else, without the tracker."""
+    buffer = data + b"\0\0\0\0"  # what an earlier chunk may have left there
+    size, second = len(data), buffer[1]
+    length = buffer[2] << 8 | buffer[3]
+    return (size == WHOLE[second] or size == length + MEDIUM[second]) and MESSAGE[buffer[0]]
 
 
 @pytest.mark.parametrize("masked", [True, False])
