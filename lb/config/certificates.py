@@ -19,6 +19,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from lb.config.files import read_regular
+
 # RFC 7468 section 3: a PEM file is a sequence of labelled blocks, with anything between them.
 _BLOCK: Final = re.compile(
     rb"-----BEGIN (?P<label>[A-Z0-9 ]+)-----\s.*?-----END (?P=label)-----", re.DOTALL | re.ASCII
@@ -143,8 +145,7 @@ def _name(file: str, base: Path) -> str:
 
 def _read(file: str) -> bytes:
     try:
-        with open(file, "rb") as source:
-            data = source.read(_MAX_BYTES + 1)
+        data, _ = read_regular(file, _MAX_BYTES + 1)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CertificateError(

@@ -8,6 +8,7 @@ import pathlib
 import re
 from typing import Final
 
+from lb.config.files import read_regular
 from lb.config.problems import Report
 from lb.config.schema import Config
 from lb.control.spec import ControlSpec, DiscoverSpec
@@ -66,9 +67,7 @@ def read_token(config: Config, errors: Report, warnings: Report) -> str:
     at = ("admin", "token_file")
     path = config.resolve(config.admin.token_file)
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_TOKEN + 1)
-            mode = os.fstat(file.fileno()).st_mode
+        content, status = read_regular(path, _MOST_TOKEN + 1)
     except OSError as error:
         hint = "openssl rand -hex 32 makes a token"
         errors.add(at, f"{path}: can't be read: {error.strerror}", hint=hint)
@@ -78,7 +77,7 @@ def read_token(config: Config, errors: Report, warnings: Report) -> str:
         message = f"a token has {_LEAST_TOKEN} to {_MOST_TOKEN} visible ASCII characters, and no space"
         errors.add(at, f"{path}: {message}", hint="openssl rand -hex 32 makes one")
         return ""
-    if mode & 0o077:
+    if status.st_mode & 0o077:
         hint = f"chmod 600 {path}"
         warnings.add(at, f"{path}: others than its owner can read or write it", hint=hint)
     return token

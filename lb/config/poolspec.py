@@ -10,6 +10,7 @@ import msgspec
 
 from lb.config import text
 from lb.config.checks import Eject, Health, checks_of
+from lb.config.files import read_regular
 from lb.config.pool import Pool, PoolTls, Server, Sticky
 from lb.config.problems import Report
 from lb.config.rows import AllRows, row_of
@@ -124,8 +125,7 @@ class PoolCompiler:
         path = self._config.resolve(ca)
         at = ("pool", pool.name, "tls", "ca")
         try:
-            with path.open("rb") as file:
-                content = file.read(_MAX_CA_BYTES + 1)
+            content, _ = read_regular(path, _MAX_CA_BYTES + 1)
             if len(content) > _MAX_CA_BYTES:
                 raise ValueError(f"is larger than {format_size(_MAX_CA_BYTES)}")
             pem = content.decode("ascii")

@@ -16,11 +16,12 @@ from typing import Any, Final
 import yaml
 
 from lb.config import text
+from lb.config.files import read_regular
 from lb.config.text import Wrong
 from lb.control.spec import FoundServer
 
 MAX_BYTES: Final = 4 * 1024 * 1024
-# What the scoreboard has room for; it also bounds what a few bytes of YAML aliases can stand for.
+# What the scoreboard has room for.
 _MAX_SERVERS: Final = 4096
 _MAX_WEIGHT: Final = 1000
 # What a YAML parser says bit by bit, see `_yaml`: a server with ten labels has 25 parts.
@@ -39,8 +40,7 @@ class ServersFileError(ValueError):
 def read_servers_file(path: pathlib.Path) -> tuple[FoundServer, ...]:
     """The servers in the file `path`, in its order. Raises `ServersFileError`."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content, _ = read_regular(path, MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ServersFileError("there is no such file: write [] into it to start without servers") from error
     except OSError as error:
@@ -72,7 +72,7 @@ def _decode(content: bytes, *, as_json: bool) -> object:
     except RecursionError as error:
         raise ServersFileError("is nested too deep") from error
     except (ValueError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())
+        what = _cut(" ".join(str(error).split()))
         raise ServersFileError(f"is no valid {kind}: {what}") from error
 
 
@@ -83,6 +83,9 @@ def _yaml(content: str) -> object:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH or part > _MAX_PARTS:
             raise ServersFileError("is nested too deep" if depth > _MAX_DEPTH else "has too many parts")
+        if isinstance(event, yaml.AliasEvent):
+            # A kilobyte of them can stand for more than any memory holds.
+            raise ServersFileError(f"has an alias, *{_cut(event.anchor)}: write out what it stands for")
     return yaml.load(content, _YamlLoader)
 
 
@@ -94,15 +97,15 @@ def _servers(groups: object) -> Iterator[FoundServer]:
             yield from _group(group)
         except Wrong as wrong:
             hint = f" ({wrong.hint})" if wrong.hint else ""
-            raise ServersFileError(f"[{index}]: {wrong.message}{hint}") from wrong
+            raise ServersFileError(_cut(f"[{index}]: {wrong.message}{hint}")) from wrong
 
 
 def _group(group: Any) -> Iterator[FoundServer]:
     if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
         raise Wrong('expected an object with a list "targets"')
-    unknown = sorted(str(key) for key in group if key not in ("targets", "labels"))
+    unknown = [key for key in group if key not in ("targets", "labels")]
     if unknown:
-        raise Wrong(f'unknown key "{unknown[0]}": only "targets" and "labels" are known')
+        raise Wrong(f'unknown key "{_cut(str(unknown[0]), 80)}": only "targets" and "labels" are known')
     labels = group.get("labels") or {}
     if not isinstance(labels, dict):
         raise Wrong('"labels" is no object')
@@ -115,7 +118,7 @@ def _group(group: Any) -> Iterator[FoundServer]:
         if not isinstance(target, str):
             raise Wrong(f'a target is a string such as "10.0.0.1:9000", not {_shown(target)}')
         address = _address(target)
-        label = address if name is None else text.server_name(str(name))
+        label = address if name is None else text.server_name(_text("name", name))
         yield FoundServer(name=label, address=address, weight=weight, backup=backup)
 
 
@@ -129,19 +132,32 @@ def _address(target: str) -> str:
 
 
 def _weight(value: object) -> int:
-    digits = str(value)
+    digits = _text("weight", value)
     if not digits.isascii() or not digits.isdigit() or len(digits) > 4 or not 1 <= int(digits) <= _MAX_WEIGHT:
         raise Wrong(f'the label "weight" is {_shown(value)}: expected a number from 1 to {_MAX_WEIGHT}')
     return int(digits)
 
 
 def _backup(value: object) -> bool:
-    backup = _BOOLEANS.get(str(value).lower())
+    backup = _BOOLEANS.get(_text("backup", value).lower())
     if backup is None:
         raise Wrong(f'the label "backup" is {_shown(value)}: expected "true" or "false"')
     return backup
 
 
+def _text(label: str, value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise Wrong(f'the label "{label}" is {_shown(value)}: expected a text')
+    return str(value)
+
+
 def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+    """`value` as a message has it. What is in a list or an object is never turned into text: it can be of
+    any size."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return _cut(repr(value[:80] if isinstance(value, str) else value), 80)
+
+
+def _cut(shown: str, most: int = 300) -> str:
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

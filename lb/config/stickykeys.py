@@ -9,6 +9,8 @@ import pathlib
 import secrets
 from typing import Final
 
+from lb.config.files import read_regular
+
 KEY_BYTES: Final = 32
 # A file of another kind, named by mistake.
 _MOST_BYTES: Final = 4096
@@ -30,8 +32,7 @@ def read_key(path: pathlib.Path) -> bytes | None:
     `KeyFileError`.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content, _ = read_regular(path, _MOST_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:

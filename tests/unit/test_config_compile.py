@@ -580,3 +580,21 @@ def test_the_results_are_immutable(tmp_path: pathlib.Path) -> None:
         state.sticky_keys["app"] = b""  # type: ignore[index]
     assert isinstance(compiled, msgspec.Struct)
     assert os.listdir(tmp_path) == []
+
+
+# --- files that would be waited for ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        ("admin.token_file", VALID + '[admin]\nlisten = "127.0.0.1:9"\ntoken_file = "pipe"\n'),
+        ("pool.app.sticky.key_file", VALID + 'sticky = { cookie = "c", key_file = "pipe" }\n'),
+        ("pool.app.tls.ca", VALID + 'tls.ca = "pipe"\n'),
+        ("listen.main.tls.certs", VALID.replace("[[", '[listen.main.tls]\ncerts = ["pipe"]\n[[')),
+    ],
+)
+def test_a_named_pipe_is_refused(at: str, text: str, tmp_path: pathlib.Path) -> None:
+    """The master reads these files, and must not wait for whoever has the other end."""
+    os.mkfifo(tmp_path / "pipe")
+    assert f"{at}: DIR/pipe: can't be read: it is no regular file" in refusal(text, tmp_path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,11 +110,48 @@ def test_what_is_refused_of_yaml(content: bytes, message: str) -> None:
 
 
 def test_aliases_do_not_multiply() -> None:
-    """A few lines of YAML can stand for millions of entries."""
-    targets = ", ".join(f"a:{port}" for port in range(1, 1001))
-    content = f"- &a {{targets: [{targets}]}}\n" + "- *a\n" * 100_000
-    with pytest.raises(ServersFileError, match="two servers are called a:1"):
+    """A few lines of YAML can stand for more than any memory holds."""
+    lists = ["    x0: &a0 [a, a, a, a, a, a, a, a, a, a]"]
+    lists += [f"    x{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    content = "\n".join(["- labels:", *lists, "    weight: *a11", "  targets: [a:1]"])
+    with pytest.raises(ServersFileError, match=r"has an alias, \*a0: write out what it stands for"):
         parse_servers(content.encode(), as_json=False)
+
+
+@pytest.mark.parametrize("label", ["name", "weight", "backup"])
+def test_labels_are_text(label: str) -> None:
+    """Also where turning it into text would take long."""
+    for value, shown in (([1], "a list"), ({"a": 1}, "an object"), (None, "None")):
+        if label == "name" and value is None:
+            continue
+        content = json.dumps([{"targets": ["a:1"], "labels": {label: value}}]).encode()
+        with pytest.raises(ServersFileError) as caught:
+            parse_servers(content, as_json=True)
+        assert f'the label "{label}" is {shown}: expected a text' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"targets": [], "K" * 100_000: 1},
+        {"targets": ["a" * 100_000]},
+        {"targets": ["a:1"], "labels": {"weight": "9" * 100_000}},
+        {"targets": ["a:1"], "labels": {"name": "n" * 100_000}},
+        {"targets": [["a" * 100_000]]},
+    ],
+)
+def test_messages_are_short_whatever_the_file_holds(group: object) -> None:
+    for content, as_json in ((json.dumps([group]), True), (yaml.dump([group]), False)):
+        with pytest.raises(ServersFileError) as caught:
+            parse_servers(content.encode(), as_json=as_json)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    """Opening one waits until somebody writes to it, and so would the master."""
+    os.mkfifo(tmp_path / "servers.json")
+    with pytest.raises(ServersFileError, match="can't be read: it is no regular file"):
+        read_servers_file(tmp_path / "servers.json")
 
 
 def test_what_is_too_large(tmp_path: pathlib.Path) -> None:
