@@ -25,8 +25,9 @@ from typing import Final, NamedTuple
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from lb.admin.problems import Refused
+from lb.admin.problems import Refused, problem
 from lb.control.control import Control
+from lb.control.peers import network
 
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -67,7 +68,7 @@ class Connection(NamedTuple):
 
 class Failures:
     """How often each address has failed lately, so that tokens can't be tried at will. IPv6 addresses count
-    by their /64, which one machine has for itself."""
+    by their /64."""
 
     def __init__(self) -> None:
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -77,28 +78,19 @@ class Failures:
 
     def blocked(self, address: str, now: float) -> bool:
         """Whether `address` has to wait before it is heard again."""
-        return self._now(_network(address), now) > FAILURES - 1
+        return self._now(network(address), now) > FAILURES - 1
 
     def add(self, address: str, now: float) -> None:
         """`address` has failed."""
-        network = _network(address)
-        self._spent[network] = (self._now(network, now) + 1.0, now)
-        self._spent.move_to_end(network)
+        key = network(address)
+        self._spent[key] = (self._now(key, now) + 1.0, now)
+        self._spent.move_to_end(key)
         if len(self._spent) > MAX_ADDRESSES:
             self._spent.popitem(last=False)
 
-    def _now(self, network: str, now: float) -> float:
-        spent, since = self._spent.get(network, (0.0, now))
+    def _now(self, key: str, now: float) -> float:
+        spent, since = self._spent.get(key, (0.0, now))
         return max(0.0, spent - (now - since) * FAILURES_RATE)
-
-
-def _network(address: str) -> str:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if parsed.version == 4:
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def caller(request: web.Request) -> str:
@@ -107,7 +99,7 @@ def caller(request: web.Request) -> str:
 
 
 def authenticate(control: Control) -> Middleware:
-    """The middleware that lets a request pass, or raises `Refused`."""
+    """The middleware that lets a request pass, or says why not and closes the connection."""
     failures = Failures()
 
     @web.middleware
@@ -124,10 +116,16 @@ def authenticate(control: Control) -> Middleware:
             control.log.warning(
                 "admin request refused", peer=who, status=refused.status, path=request.path, why=str(refused)
             )
-            raise
+            # Whoever is not let in keeps no place, and what else it has sent already is not read.
+            answer = problem(refused.status, refused.detail, refused.headers)
+            answer.force_close()
+            return answer
         if _changes(request) and request.content_type != "application/json":
             raise Refused(415, "a request that changes something needs Content-Type: application/json")
-        return await handler(request)
+        response = await handler(request)
+        if request.path == _PAGE and not connection.unix:
+            response.force_close()  # it needed no token either
+        return response
 
     return middleware
 
@@ -144,13 +142,14 @@ def _check_user(connection: Connection) -> None:
 
 
 def _check_token(request: web.Request, connection: Connection, token: str, failures: Failures) -> None:
-    now = time.monotonic()
-    if failures.blocked(connection.peer, now):
-        raise Refused(429, "too many wrong tokens from this address; wait", {"Retry-After": "5"})
     scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
     same = hmac.compare_digest(shown.strip().encode("utf-8", "surrogateescape"), token.encode())
     if token and same and scheme.lower() == "bearer":
-        return
+        return  # whatever its neighbours behind the same address have tried
+    now = time.monotonic()
+    if failures.blocked(connection.peer, now):
+        detail = "too many wrong tokens came from this address: wait, or send the right one"
+        raise Refused(429, detail, {"Retry-After": "5"})
     if shown:
         failures.add(connection.peer, now)
     detail = (

@@ -80,12 +80,30 @@ def test_tokens_cannot_be_tried_at_will(admin: AdminServer) -> None:
     tried = [over_tcp(admin, Authorization=f"Bearer {number}").status for number in range(FAILURES + 3)]
     assert tried[:FAILURES] == [401] * FAILURES
     assert 429 in tried[FAILURES:]
-    blocked = over_tcp(admin)
+    blocked = over_tcp(admin, Authorization="Bearer wrong")
     assert (blocked.status, blocked.headers["retry-after"]) == (429, "5")
+    assert over_tcp(admin).status == 200  # the right one passes, whoever else tries from the same address
     assert admin.get("status").status == 200  # who comes over the Unix socket is not concerned
     log = admin.control.log_text()
     assert log.count("admin request refused") >= FAILURES
     assert "peer=127.0.0.1" in log and "Bearer" not in log
+
+
+def over_one_connection(admin: AdminServer, *paths: str, token: str = "wrong") -> int:
+    """How many of these requests, sent at once, are answered before the connection ends."""
+    head = f"Host: 127.0.0.1:{admin.port}\r\nAuthorization: Bearer {token}\r\n"
+    with socket.create_connection(("127.0.0.1", admin.port), timeout=20) as client:
+        client.sendall("".join(f"GET {path} HTTP/1.1\r\n{head}\r\n" for path in paths).encode())
+        received = bytearray()
+        while received.count(b"HTTP/1.1 ") < len(paths) and (part := client.recv(65536)):
+            received += part
+    return received.count(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/status", "/api/v1/nothing"])
+def test_who_shows_no_token_gets_one_answer_and_keeps_no_connection(admin: AdminServer, path: str) -> None:
+    assert over_one_connection(admin, path, path, path) == 1
+    assert over_one_connection(admin, "/api/v1/status", "/api/v1/status", token=TOKEN) == 2
 
 
 def test_a_missing_token_is_no_attempt(admin: AdminServer) -> None:
