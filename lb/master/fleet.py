@@ -155,7 +155,7 @@ class Fleet:
             self._log.error("a worker can't be forked", slot=slot, error=error, retry_in=_RETRY_FORK)
             self._loop.later(_RETRY_FORK, lambda: self._start(slot))
             return
-        worker = WorkerProcess(slot, spawned, self._loop, self._received, self._broken)
+        worker = WorkerProcess(slot, spawned, self._loop, self._log, self._received, self._broken)
         self.workers[slot] = worker
         self.used_slots.add(slot)
         self._changed()
@@ -195,7 +195,7 @@ class Fleet:
         writes to its slab until then."""
         slab = self._board.slab(slot)
         if slab.used:
-            slab.clear_gauges(self._board.capacity)
+            slab.clear_gauges()
             SeriesTable(slab, self._board.capacity.series)  # which clears the gauges among the series
 
     def _replace(self, slot: int, lived: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import mmap
 import os
@@ -118,19 +117,6 @@ def test_the_states_of_all_servers_lie_in_the_control_area(capacity: Capacity) -
         assert bases == [*range(ControlCell.WIDTH, len(board.control) + 1, StateCell.WIDTH)]
 
 
-def test_a_row_that_changes_hands_starts_from_zero(board: Scoreboard) -> None:
-    slab = board.slab(0)
-    slab.cells[0 : len(slab.cells)] = memoryview(array.array("q", [5] * len(slab.cells)))
-    base, width = slab.pool_base(1), int(PoolCell.WIDTH)
-    slab.own(base, width, PoolCell.OWNER, 5)
-    assert set(slab.cells) == {5}
-    slab.own(base, width, PoolCell.OWNER, 6)
-    expected = [5] * len(slab.cells)
-    expected[base : base + width] = [0] * width
-    expected[base + PoolCell.OWNER] = 6
-    assert slab.cells.tolist() == expected
-
-
 def test_a_slab_is_used_from_the_first_heartbeat_on(board: Scoreboard) -> None:
     board.slab(1).cells[WorkerCell.HEARTBEAT] = 1
     assert [slab.used for slab in board.slabs()] == [False, True, False]
@@ -201,18 +187,49 @@ def test_a_successor_clears_the_gauges_and_keeps_the_counters(board: Scoreboard)
     for slab_of_all in board.slabs():
         for index in range(len(slab_of_all.cells)):
             slab_of_all.cells[index] = 5
-    slab.clear_gauges(board.capacity)
+    slab.cells[WorkerCell.LISTENER_ROWS] = SMALL.listeners
+    slab.cells[WorkerCell.ROUTE_ROWS] = SMALL.routes
+    slab.cells[WorkerCell.POOL_ROWS] = SMALL.pools - 1  # the last one never had an owner
+    slab.cells[WorkerCell.SERVER_ROWS] = SMALL.servers
+    slab.clear_gauges()
     gauges = {
         WorkerCell.CONNECTIONS, WorkerCell.TUNNELS, WorkerCell.LISTENERS,
         *(slab.listener_base(slot) + ListenerCell.CONNECTIONS for slot in range(SMALL.listeners)),
         *(slab.route_base(slot) + cell for slot in range(SMALL.routes)
           for cell in (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)),
-        *(slab.pool_base(slot) + PoolCell.QUEUED for slot in range(SMALL.pools)),
+        *(slab.pool_base(slot) + PoolCell.QUEUED for slot in range(SMALL.pools - 1)),
         *(slab.server_base(slot) + cell for slot in range(SMALL.servers)
           for cell in (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS, ServerCell.WAITING,
                        ServerCell.BOUND, ServerCell.IDLE)),
     }  # fmt: skip
     assert {index for index, value in enumerate(slab.cells) if value == 0} == gauges
+
+
+def test_a_row_that_changes_hands_counts_from_zero_and_keeps_its_gauges(board: Scoreboard) -> None:
+    slab = board.slab(0)
+    base = slab.server_base(2)
+    slab.own_server(2, 7)
+    for cell in (ServerCell.ACTIVE, ServerCell.ERRORS):
+        slab.cells[base + cell] = 3
+    slab.own_server(2, 7)
+    assert slab.cells[base + ServerCell.ERRORS] == 3
+    slab.own_server(2, 8)
+    assert slab.cells[base + ServerCell.ERRORS] == 0
+    assert slab.cells[base + ServerCell.ACTIVE] == 3  # whoever is still there takes himself off
+    assert slab.cells[base + ServerCell.OWNER] == 8
+    assert slab.cells[WorkerCell.SERVER_ROWS] == 3
+
+
+def test_nobody_can_cut_it_short(board: Scoreboard) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(board.fd, 0)
+
+
+def test_other_slabs_stay_as_they_are(board: Scoreboard) -> None:
+    for slab_of_all in board.slabs():
+        for index in range(len(slab_of_all.cells)):
+            slab_of_all.cells[index] = 5
+    board.slab(1).clear_gauges()
     assert all(value == 5 for other in (0, 2) for value in board.slab(other).cells)
 
 

@@ -45,6 +45,10 @@ class WorkerCell(enum.IntEnum):
     SERIES = 18  # entries of the series area that are taken
     SERIES_FULL = 19  # counter: figures that went into a row's OTHER_* cell for want of an entry
     ERROR_LOG_DROPPED = 20  # counter: error log lines that were lost
+    LISTENER_ROWS = 21  # one more than the highest row of a listener that was ever owned here
+    ROUTE_ROWS = 22
+    POOL_ROWS = 23
+    SERVER_ROWS = 24
     WIDTH = 64
 
 

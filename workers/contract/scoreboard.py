@@ -19,8 +19,10 @@ that one that this code would misread is refused.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from workers.contract.cells import (
@@ -107,35 +109,56 @@ class Slab:
         base = self.server_base(slot)
         return self.cells[base : base + self._servers.stride]
 
-    def own(self, base: int, width: int, owner_cell: int, owner: int) -> None:
-        """Makes the row at `base` that of `owner`; where it was somebody else's, it starts from zero."""
+    def own_listener(self, slot: int, owner: int) -> None:
+        """Makes the row of listener `slot` that of `owner`: see `_own`."""
+        self._own(self._listeners, slot, owner, ListenerCell.OWNER, _LISTENER_GAUGES)
+        self._reach(WorkerCell.LISTENER_ROWS, slot)
+
+    def own_route(self, slot: int, owner: int) -> None:
+        """The same for route `slot`."""
+        self._own(self._routes, slot, owner, RouteCell.OWNER, _ROUTE_GAUGES)
+        self._reach(WorkerCell.ROUTE_ROWS, slot)
+
+    def own_pool(self, slot: int, owner: int) -> None:
+        """The same for pool `slot`."""
+        self._own(self._pools, slot, owner, PoolCell.OWNER, _POOL_GAUGES)
+        self._reach(WorkerCell.POOL_ROWS, slot)
+
+    def own_server(self, slot: int, owner: int) -> None:
+        """The same for server `slot`."""
+        self._own(self._servers, slot, owner, ServerCell.OWNER, _SERVER_GAUGES)
+        self._reach(WorkerCell.SERVER_ROWS, slot)
+
+    def _own(self, area: _Area, slot: int, owner: int, owner_cell: int, gauges: Sequence[int]) -> None:
+        """Where the row was somebody else's, its counters start from zero. Its gauges are left: what the
+        former owner still has open takes itself off them when it ends."""
         cells = self.cells
+        base = area.offset + slot * area.stride
         if cells[base + owner_cell] != owner:
-            for cell in range(base, base + width):
-                cells[cell] = 0
+            for cell in range(area.stride):
+                if cell not in gauges:
+                    cells[base + cell] = 0
             cells[base + owner_cell] = owner
 
-    def clear_gauges(self, capacity: Capacity) -> None:
+    def _reach(self, cell: int, slot: int) -> None:
+        self.cells[cell] = max(self.cells[cell], slot + 1)
+
+    def clear_gauges(self) -> None:
         """What a successor does first: its predecessor's connections are gone, its counters stay. (The
-        gauges among the series are cleared by `SeriesTable`.)"""
+        gauges among the series are cleared by `SeriesTable`.) Rows that nobody ever owned are left alone:
+        to touch them would make their pages."""
         cells = self.cells
         for gauge in _WORKER_GAUGES:
             cells[gauge] = 0
-        if not self.used:
-            return  # nobody was here, and writing zeros would make the pages
-        for base, count, stride, gauges in (
-            (*self._rows(self._listeners, capacity.listeners), _LISTENER_GAUGES),
-            (*self._rows(self._routes, capacity.routes), _ROUTE_GAUGES),
-            (*self._rows(self._pools, capacity.pools), _POOL_GAUGES),
-            (*self._rows(self._servers, capacity.servers), _SERVER_GAUGES),
+        for area, count, gauges in (
+            (self._listeners, cells[WorkerCell.LISTENER_ROWS], _LISTENER_GAUGES),
+            (self._routes, cells[WorkerCell.ROUTE_ROWS], _ROUTE_GAUGES),
+            (self._pools, cells[WorkerCell.POOL_ROWS], _POOL_GAUGES),
+            (self._servers, cells[WorkerCell.SERVER_ROWS], _SERVER_GAUGES),
         ):
-            for row in range(base, base + count * stride, stride):
+            for row in range(area.offset, area.offset + count * area.stride, area.stride):
                 for gauge in gauges:
                     cells[row + gauge] = 0
-
-    @staticmethod
-    def _rows(area: _Area, count: int) -> tuple[int, int, int]:
-        return area.offset, count, area.stride
 
 
 _WORKER_GAUGES: Final[tuple[int, ...]] = (
@@ -177,8 +200,10 @@ class Scoreboard:
         """A new, empty scoreboard in a memfd. Raises `OSError` when memory or descriptors are short."""
         capacity = capacity or Capacity()
         size = _size(capacity)
-        fd = os.memfd_create("lb-scoreboard", os.MFD_CLOEXEC)
+        fd = os.memfd_create("lb-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
+        # Every process has it: were one to cut it short, all of them would die of SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         board = cls(fd, mmap.mmap(fd, size), capacity)
         board._write_header()
         return board

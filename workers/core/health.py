@@ -103,6 +103,10 @@ class Watch:
         self._gateway = 0
         self._connects = 0
 
+    def forget(self) -> None:
+        """The server is out: what went wrong before does not count when it is back."""
+        self._errors = self._gateway = self._connects = 0
+
     def answered(self, status: int) -> Sequence[int]:
         """The server answered with `status`."""
         self._connects = 0

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from workers.core.frames import close_frame
-from workers.io.tls import TlsStream
+from workers.io.tls import TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
     from workers.io.tunnel import Pipe, Tunnel
@@ -44,25 +44,31 @@ class Closing:
 
     def _turn(self, pipe: Pipe) -> None:
         """From relaying to closing, in one direction."""
-        tracker = pipe.tracker
-        if pipe.ended or (tracker is not None and tracker.close_code is not None):
-            # It has said its last word already, which was passed on: nothing can be added.
-            self.frames.pop(pipe.name, None)
-            self.waiting.discard(pipe.name)
-            if pipe.ended:
-                return
+        if pipe.ended:
+            self._is_silent(pipe)
+            return
         pipe.on_chunk = lambda: self._on_chunk(pipe)
         if pipe.reading:
             pipe.worker.loop.add_reader(pipe.source_fd, pipe.on_chunk)
         self._inject(pipe)
 
     def _inject(self, pipe: Pipe) -> None:
-        """Sends our Close, where the direction stands between two frames."""
+        """Sends our Close, where the direction stands between two frames; or nothing, where it has carried a
+        Close already: nothing may follow that."""
         tracker = pipe.tracker
         assert tracker is not None
         if pipe.name not in self.frames or not tracker.at_boundary:
             return
-        self._send(pipe, self.frames.pop(pipe.name))
+        frame = self.frames.pop(pipe.name)
+        if tracker.close_code is None:
+            self._send(pipe, frame)
+        else:
+            self.waiting.discard(pipe.name)
+
+    def _is_silent(self, pipe: Pipe) -> None:
+        """Nothing more comes from this side."""
+        self.frames.pop(pipe.name, None)
+        self.waiting.discard(pipe.name)
 
     def _on_chunk(self, pipe: Pipe) -> None:
         """Reads on: to the end of the frame before our Close, and after it for the other's."""
@@ -81,14 +87,17 @@ class Closing:
             size = pipe.source.recv_into(worker.view[:most])
         except (BlockingIOError, InterruptedError):
             return
+        except TlsTruncated:
+            size = 0  # no close_notify: WebSocket's own Close says whether the end was meant
         except OSError:
-            self.tunnel.broken(pipe.name)
-            return
+            if pipe.name in self.waiting:
+                self.tunnel.broken(pipe.name)
+                return
+            size = 0  # it has said its last word: how its connection ends is nobody's concern
         if not size:
             pipe.ended = True
             pipe.pause()
-            self.frames.pop(pipe.name, None)
-            self.waiting.discard(pipe.name)
+            self._is_silent(pipe)
             self.look()
             return
         pipe.count(worker.buffer, size)
@@ -96,7 +105,7 @@ class Closing:
             self._send(pipe, bytes(worker.view[:size]))
             if self.tunnel.open:
                 self._inject(pipe)
-        if self.tunnel.open and (tracker.close_code is not None or tracker.lost):
+        if self.tunnel.open and ((tracker.close_code is not None and tracker.at_boundary) or tracker.lost):
             self.waiting.discard(pipe.name)
             self.look()
         source = pipe.source

@@ -163,7 +163,7 @@ class Exchange(ResponseSide):
                 self._join_queue()
                 return
             index = stuck
-            if not self.attempts:
+            if not (self.attempts or self.fresh):
                 pool.count_sticky(_HIT)
         else:
             index = pool.choose(self.key, self.ring_key, excluded)
@@ -209,7 +209,7 @@ class Exchange(ResponseSide):
         if stuck >= 0 and stuck not in self.excluded and pool.reachable[stuck]:
             if pool.servers[stuck].full:
                 return False
-        elif pool.usable and not pool.has_room(self.excluded):
+        elif pool.has_other(self.excluded) and not pool.has_room(self.excluded):
             return False
         self.queued = False
         self.client.settle()
@@ -409,6 +409,8 @@ class Exchange(ResponseSide):
             upstream.close()
         self.server = None
         self.last_server = server.spec.name
+        if server.watch is not None and response.status < 500:
+            server.answered(response.status)  # only now: it might have failed in the middle
         server.end()
         self.conclude(response.status, "")
         self.client.next()
@@ -447,12 +449,12 @@ class Exchange(ResponseSide):
     def _count_handshake(self, status: int, reason: str, nanoseconds: int) -> None:
         cells = self.worker.slab.cells
         base = self.route.base
-        if status == 101:
+        if reason == "client_closed":
+            result = HandshakeResult.CLIENT_CLOSED
+        elif status == 101:
             result = HandshakeResult.ACCEPTED
             cells[base + _HANDSHAKE_SUM] += nanoseconds
             cells[base + _HANDSHAKE + bisect_left(_HANDSHAKE_BOUNDS, nanoseconds)] += 1
-        elif status == CLIENT_CLOSED:
-            result = HandshakeResult.CLIENT_CLOSED
         elif not reason:
             result = HandshakeResult.REJECTED
         elif reason in _REFUSED:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
-from workers.contract.cells import ListenerCell, PoolCell, RouteCell, ServerCell
+from workers.contract.cells import ListenerCell, RouteCell, ServerCell
 from workers.contract.errors import ProxyError
 from workers.contract.messages import AccessLogFd, CertificateFd, ListenerFd
 from workers.contract.series import INITIATORS, Key, Kind, close_label, status_label
@@ -117,10 +117,11 @@ class Plan:
 
     def adopt(self, former: Plan | None) -> None:
         """Commits: the pools take over what stays, and the former plan's rest is let go."""
-        kept: set[Server] = set()
+        kept: dict[tuple[int, int], Server] = {}
         for name, pool in self.pools.items():
             pool.adopt()
-            kept.update(pool.servers)
+            for server in pool.servers:
+                kept[server.spec.slot, server.spec.owner] = server
             if former is not None and name in former.pools:
                 # Those who wait keep their configuration, and their turn.
                 pool.waiting = former.pools[name].waiting
@@ -133,15 +134,13 @@ class Plan:
         """Takes the rows of this configuration: those that belonged to somebody else start from zero."""
         slab = worker.slab
         for listener in self.snapshot.listeners:
-            slab.own(
-                slab.listener_base(listener.slot), ListenerCell.WIDTH, ListenerCell.OWNER, listener.owner
-            )
+            slab.own_listener(listener.slot, listener.owner)
         for route in self.snapshot.routes:
-            slab.own(slab.route_base(route.slot), RouteCell.WIDTH, RouteCell.OWNER, route.owner)
+            slab.own_route(route.slot, route.owner)
         for pool in self.snapshot.pools:
-            slab.own(slab.pool_base(pool.slot), PoolCell.WIDTH, PoolCell.OWNER, pool.owner)
+            slab.own_pool(pool.slot, pool.owner)
             for server in pool.servers:
-                slab.own(slab.server_base(server.slot), ServerCell.WIDTH, ServerCell.OWNER, server.owner)
+                slab.own_server(server.slot, server.owner)
         worker.series.sweep(self._is_live(worker))
 
     @staticmethod

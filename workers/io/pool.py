@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -58,14 +58,15 @@ _SCORED = frozenset(("least-conn", "p2c", "hash"))
 class Server:
     """One server of a pool, as this worker sees it.
 
-    `active` is this worker's own exchanges and tunnels on it, `others` the sum of all other workers' as of
-    the last tick. Outlives a reload that leaves it as it is; one that a reload removes is `retired`: its
-    exchanges end, and its connections with them.
+    Its load, this worker's own exchanges and tunnels, is the ACTIVE cell of its row; `others` is the sum of
+    all other workers' as of the last tick. Outlives a reload that leaves it as it is; one that a reload
+    removes or changes is `retired`: its exchanges end, and its connections with them. Where it was changed,
+    `successor` has the row now, and the load of both is one.
     """
 
     __slots__ = (
-        "active", "addresses", "base", "counts", "errors", "grant", "idle", "index", "others", "pool",
-        "retired", "spec", "tls", "watch", "weight", "worker",
+        "addresses", "base", "counts", "errors", "grant", "idle", "index", "others", "pool", "retired",
+        "spec", "successor", "tls", "watch", "weight", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, pool: Pool, index: int, spec: ServerSpec) -> None:
@@ -75,10 +76,10 @@ class Server:
         self.spec = spec
         self.base = worker.slab.server_base(spec.slot)
         self.idle: list[Upstream] = []
-        self.active = 0
         self.others = 0
         self.grant = 0  # of max_connections, this worker's share as of the last tick
         self.retired = False
+        self.successor: Server | None = None
         self.weight = spec.weight  # that counts now: the operator's, or less of it in a slow start
         self.counts: dict[int, int] = {}  # places of the cells that count its answers, by status
         self.errors: dict[Refusal, int] = {}  # and its errors, by reason
@@ -88,24 +89,35 @@ class Server:
 
     def begin(self) -> None:
         """One exchange or tunnel more."""
-        self.active += 1
         self.worker.slab.cells[self.base] += 1
         if self.pool.scored:
-            self.rescore()
+            self.current().rescore()
 
     def end(self) -> None:
         """One exchange or tunnel less; a queued request may take its place."""
-        self.active -= 1
         self.worker.slab.cells[self.base] -= 1
         pool = self.pool
-        if pool.scored:
+        if self.retired:
+            server = self.current()
+            pool = server.pool
+            if pool.scored:
+                server.rescore()
+        elif pool.scored:
             self.rescore()
         if pool.waiting:
             pool.place_is_free()
 
+    def current(self) -> Server:
+        """Who has the row now: this one, or what a reload has made of it."""
+        server = self
+        while server.successor is not None:
+            server = server.successor
+        return server
+
     def rescore(self) -> None:
         """Puts the load by weight, with the request that would be placed, where the policies compare it."""
-        self.pool.scores[self.index] = (self.active + self.others + 1) / self.weight
+        active: int = self.worker.slab.cells[self.base]
+        self.pool.scores[self.index] = (active + self.others + 1) / self.weight
 
     # --- what is told of it --------------------------------------------------------------------------
 
@@ -168,9 +180,13 @@ class Server:
 
     @property
     def full(self) -> bool:
-        """Whether this worker's share of `max_connections` is used up."""
-        limited = self.spec.max_connections is not None and not self.retired
-        return limited and self.active >= self.grant
+        """Whether this worker's share of `max_connections` is used up. (Those who still wait for a server
+        that was removed have the last share that there was, and one place at the least.)"""
+        server = self.current()
+        if server.spec.max_connections is None:
+            return False
+        grant = max(1, server.grant) if server.retired else server.grant
+        return bool(self.worker.slab.cells[self.base] >= grant)
 
     def take_grant(self, waiting: int) -> None:
         """Takes in the share that the master grants, and answers what it is bound to."""
@@ -178,7 +194,7 @@ class Server:
         self.grant = board.grants[board.grant_index(self.worker.slot, self.spec.slot)]
         cells = self.worker.slab.cells
         cells[self.base + _WAITING] = waiting
-        cells[self.base + _BOUND] = max(self.grant, self.active)
+        cells[self.base + _BOUND] = max(self.grant, cells[self.base])
 
     def park(self, connection: Upstream) -> bool:
         """Keeps an idle connection for later; `False` when it is not wanted any more."""
@@ -203,10 +219,11 @@ class Server:
         self.worker.slab.cells[self.base + _IDLE] = len(idle)
         return connection
 
-    def retire(self) -> None:
-        """A reload took this server away (or changed it): its idle connections close."""
+    def retire(self, successor: Server | None) -> None:
+        """A reload took this server away, or changed it into `successor`: its idle connections close."""
         self.retired = True
-        if self.spec.max_connections is not None:
+        self.successor = successor
+        if self.spec.max_connections is not None and successor is None:
             cells = self.worker.slab.cells
             cells[self.base + _WAITING] = cells[self.base + _BOUND] = 0  # nobody grants it anything now
         for connection in tuple(self.idle):
@@ -232,7 +249,7 @@ class Pool:
         self.spec = spec
         self.servers: list[Server] = []
         self.scored = spec.balance in _SCORED
-        self.scores = [1.0 / server.weight for server in spec.servers]
+        self.scores = [1.0] * len(spec.servers)
         self._capped = any(server.max_connections is not None for server in spec.servers)
         for index, server_spec in enumerate(spec.servers):
             server = former.pop(server_spec, None)
@@ -273,8 +290,12 @@ class Pool:
         """Takes in the servers' states: at commit, when the control process says that one changed, and when
         the clock says so (`until`)."""
         now = time.monotonic()
-        usable = combine(self.spec, [self._state(server.spec) for server in self.servers], now)
+        states = [self._state(server.spec) for server in self.servers]
+        usable = combine(self.spec, states, now)
         self.until = usable.until
+        for server, state in zip(self.servers, states, strict=True):
+            if state.ejected_until > now and server.watch is not None:
+                server.watch.forget()
         former, self._seen = self._seen, usable
         if former is not None and usable[:-1] == former[:-1]:
             return
@@ -407,21 +428,23 @@ class Pool:
         """First come first served, as far as there is room."""
         self._called = False
         waiting = self.waiting
-        # One that is stuck to a full server must not hold up the others, nor may they all be asked.
+        # One that is stuck to a full server, or has tried the one that is free, must not hold up the others,
+        # nor may they all be asked.
         for _ in range(min(len(waiting), _LOOKED_AT)):
             exchange = waiting.popleft()
             if not exchange.leave_queue():
                 waiting.append(exchange)
-                if not self.keyed:
+                if not (self.keyed or exchange.excluded):
                     waiting.rotate(1)
                     break
         self.count_queue()
 
-    def retire(self, kept: Collection[Server]) -> None:
-        """A reload replaced this pool: servers that are not `kept` go."""
+    def retire(self, kept: Mapping[tuple[int, int], Server]) -> None:
+        """A reload replaced this pool: servers that are not `kept` (by row and owner) go."""
         for server in self.servers:
-            if server not in kept:
-                server.retire()
+            now = kept.get((server.spec.slot, server.spec.owner))
+            if now is not server:
+                server.retire(now)
         self.place_is_free()
 
 

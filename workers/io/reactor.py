@@ -55,6 +55,7 @@ class Reactor:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._muted: set[int] = set()  # readers that hear of errors and hang-ups alone
+        self._kept: set[int] = set()  # readers that outlive a failure of theirs
         self._fresh: set[int] = set()  # watched since the events of this turn were fetched
         self._soon: deque[Callback] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
@@ -83,6 +84,10 @@ class Reactor:
         else:
             self._epoll.register(fd, _IN)
             self._fresh.add(fd)
+
+    def keep_reader(self, fd: int) -> None:
+        """A failure of the reader of `fd` does not end it: the process would be of no use without it."""
+        self._kept.add(fd)
 
     def add_bell(self, fd: int, callback: Callback) -> None:
         """Calls `callback` once for every write to the eventfd `fd`, which is never read: edge-triggered, so
@@ -222,6 +227,8 @@ class Reactor:
 
     def _forget(self, fd: int) -> None:
         """Level-triggered, a callback that fails would be called for ever."""
+        if fd in self._kept:
+            return
         # (Closed descriptors have left epoll by themselves.)
         with contextlib.suppress(OSError):
             self.remove_reader(fd)

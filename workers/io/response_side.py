@@ -85,7 +85,7 @@ class ResponseSide(RequestSide):
             status = head.status
             place = server.counts.get(status)
             self.worker.slab.cells[server.count_place(status) if place is None else place] += 1
-            if server.watch is not None:
+            if status >= 500 and server.watch is not None:
                 server.answered(status)
         if head.status == 503 and self.try_next():
             return -1

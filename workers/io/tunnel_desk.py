@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from workers.contract.messages import (
     CloseTunnels,
     ListTunnels,
@@ -21,31 +23,40 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Pipe, Tunnel
     from workers.io.worker import Worker
 
-# A page must fit into one message of the channel, whatever hosts and paths clients send.
+# A page must fit into one message of the channel, whatever names there are and whatever clients send.
 _MOST: Final = 100
+_PAGE_BYTES: Final = 48 * 1024
 _TEXT: Final = 120
+_MAX_REASON: Final = 123  # bytes: a control frame's payload has 125 (RFC 6455 section 5.5)
 # Tunnels that begin to close in one turn of the loop, so that the others are not held up.
 _AT_ONCE: Final = 64
+_encoder: Final = msgspec.msgpack.Encoder()
 
 
 def page(tunnels: Mapping[int, Tunnel], question: ListTunnels, now: float) -> Tunnels:
     """The tunnels that match, by number; `now` is monotonic seconds."""
-    total = 0
+    total = size = 0
     more = False
     reports: list[TunnelReport] = []
     most = max(0, min(question.limit, _MOST))
     for tunnel in _matching(tunnels, question.where, now):
         total += 1
         if tunnel.number > question.after:
-            if len(reports) < most:
-                reports.append(_report(tunnel, now))
-            else:
-                more = True
+            more = more or len(reports) >= most
+            if not more:
+                report = _report(tunnel, now)
+                size += len(_encoder.encode(report))
+                more = size > _PAGE_BYTES
+                if not more:
+                    reports.append(report)
     return Tunnels(request=question.request, tunnels=tuple(reports), total=total, more=more)
 
 
 def close(worker: Worker, order: CloseTunnels) -> TunnelsClosed:
     """Begins to close the tunnels that match, some in each turn of the loop."""
+    if not 1000 <= order.code <= 4999 or len(order.reason.encode()) > _MAX_REASON:
+        worker.log.error("tunnels can't be closed with this", code=order.code, reason=order.reason)
+        return TunnelsClosed(request=order.request, count=0)
     chosen = [tunnel for tunnel in _matching(worker.tunnels, order.where, worker.now) if not tunnel.closing]
     left = iter(chosen)
 

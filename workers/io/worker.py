@@ -53,7 +53,7 @@ class Worker:
         self.board = board
         self.bells = bells
         self.slab = board.slab(slot)
-        self.slab.clear_gauges(board.capacity)
+        self.slab.clear_gauges()
         self.series = SeriesTable(self.slab, board.capacity.series)
         self._slabs = board.slabs()
         self.buffer = bytearray(BUFFER)
@@ -142,6 +142,8 @@ class Worker:
         self._tick()
         self.loop.add_reader(self.channel.fileno(), self._on_channel)
         self.loop.add_bell(self.bells.workers, self._on_bell)
+        self.loop.keep_reader(self.channel.fileno())
+        self.loop.keep_reader(self.bells.workers)
         self._say(messages.Ready(pid=os.getpid()))
 
     def _tick(self) -> None:
@@ -246,6 +248,12 @@ class Worker:
             text = str(error).encode("utf-8", "replace").decode("utf-8")
             self._say(messages.Refused(generation=generation, error=text))
             return
+        except Exception as error:
+            # A bug of ours, which must not cost the reloads to come: the master is told, and goes on.
+            _close_all(fd for _, fd in roles)
+            self._failed(error, self._on_channel)
+            self._say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
+            return
         _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
         self._prepared = prepared
         self._say(messages.Prepared(generation=generation))
@@ -331,7 +339,7 @@ class Worker:
         """Lets go of what is left when the loop has ended: idle connections and the log."""
         if self.current is not None:
             for pool in self.current.pools.values():
-                pool.retire(())
+                pool.retire({})
         if self.journal is not None:
             self.journal.close()
         self.loop.close()
