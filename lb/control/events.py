@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from lb.control.messages import MAX_EVENT_TEXT, Event
+from lb.control.messages import Event
 
 KEPT: Final = 1000
 MAX_LISTENERS: Final = 64
@@ -51,8 +51,8 @@ class EventLog:
         self._number = 0
 
     def add(self, kind: str, text: str, **fields: str | int | float) -> Event:
-        """Something happened now."""
-        event = self.take(Event(kind=kind, text=text[:MAX_EVENT_TEXT], at=time.time(), fields=fields))
+        """Something happened now. What is too long is cut."""
+        event = self.take(Event(kind=kind, text=text, at=time.time(), fields=fields).bounded())
         if self._forward is not None:
             self._forward(event)
         return event

@@ -12,6 +12,10 @@ from lb.master.report import Outcome, StatusReport
 from workers.contract.messages import CloseTunnels, ListTunnels, Message, Tunnels, TunnelsClosed, receive_any
 
 MAX_EVENT_TEXT: Final = 1024
+MAX_EVENT_FIELDS: Final = 16
+MAX_EVENT_FIELD: Final = 200  # characters of a value
+_MAX_WORD: Final = 64  # of an event's kind, and of a field's name
+_MAX_NUMBER: Final = 2**63 - 1
 
 
 class Event(Message, frozen=True, kw_only=True):
@@ -24,6 +28,24 @@ class Event(Message, frozen=True, kw_only=True):
     at: float  # Unix time
     fields: dict[str, str | int | float] = {}  # noqa: RUF012  (msgspec copies it)
     number: int = 0  # set by who keeps them
+
+    def bounded(self) -> Event:
+        """The same in what can be sent and kept in any number: cut, and without surrogates."""
+        fields: dict[str, str | int | float] = {}
+        for key, value in list(self.fields.items())[:MAX_EVENT_FIELDS]:
+            if isinstance(value, str):
+                value = clean(value, MAX_EVENT_FIELD)
+            elif isinstance(value, int):
+                value = min(max(value, -_MAX_NUMBER), _MAX_NUMBER)
+            fields[clean(key, _MAX_WORD)] = value
+        return msgspec.structs.replace(
+            self, kind=clean(self.kind, _MAX_WORD), text=clean(self.text, MAX_EVENT_TEXT), fields=fields
+        )
+
+
+def clean(text: str, most: int) -> str:
+    """`text` cut to `most` characters, and without surrogates, which can't be sent."""
+    return text[:most].encode("utf-8", "replace").decode("utf-8")
 
 
 # --- master to control ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeVar
 from lb.master.loop import READ, WRITE, Loop
 from lb.master.spawn import Spawned
 from workers.contract import messages
+from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import ChannelError, Message
 
 # A child that lets this many messages wait reads its channel no more.
@@ -27,6 +28,7 @@ class Child(Generic[Incoming]):
     """What the socket doesn't take waits here, bounded. `receive` reads one message of the child."""
 
     __slots__ = (
+        "_log",
         "_loop",
         "_receive",
         "_waiting",
@@ -39,7 +41,7 @@ class Child(Generic[Incoming]):
         "started",
     )
 
-    def __init__(self, spawned: Spawned, loop: Loop, receive: Receive[Incoming]) -> None:
+    def __init__(self, spawned: Spawned, loop: Loop, log: ErrorLog, receive: Receive[Incoming]) -> None:
         self.pid = spawned.pid
         self.channel = spawned.channel
         self.started = time.monotonic()
@@ -48,6 +50,7 @@ class Child(Generic[Incoming]):
         self.heartbeat = 0  # last seen
         self.quiet = 0.0  # seconds without a new one
         self._loop = loop
+        self._log = log
         self._receive = receive
         self._waiting: deque[tuple[Message, tuple[int, ...]]] = deque()
         loop.watch(self.channel.fileno(), READ, self._ready)
@@ -100,10 +103,13 @@ class Child(Generic[Incoming]):
             close_fds(self._waiting.popleft()[1])
 
     def _try(self, message: Message, fds: Sequence[int]) -> bool:
+        """Whether nothing is left to do for `message`."""
         try:
             messages.send(self.channel, message, fds)
         except BlockingIOError:
             return False
+        except ChannelError as error:  # over the limits: nothing was sent, and nothing ever can be
+            self._log.error("a message to a child is dropped, please report it", pid=self.pid, error=error)
         except OSError as error:
             self._broken(f"its channel failed: {error}")
             return False

@@ -34,9 +34,14 @@ class ControlProcess(Child[ToMaster]):
     __slots__ = ("_on_lost", "_took")
 
     def __init__(
-        self, spawned: Spawned, loop: Loop, took: Took, lost: Callable[[ControlProcess, str], None]
+        self,
+        spawned: Spawned,
+        loop: Loop,
+        log: ErrorLog,
+        took: Took,
+        lost: Callable[[ControlProcess, str], None],
     ) -> None:
-        super().__init__(spawned, loop, receive_in_master)
+        super().__init__(spawned, loop, log, receive_in_master)
         self._took = took
         self._on_lost = lost
 
@@ -82,7 +87,7 @@ class ControlKeeper:
             self._log.error("the control process can't be forked", error=error, retry_in=_RETRY_FORK)
             self._retry = self._loop.later(_RETRY_FORK, self.start)
             return
-        child = ControlProcess(spawned, self._loop, self.on_message, self._lost)
+        child = ControlProcess(spawned, self._loop, self._log, self.on_message, self._lost)
         child.heartbeat = self._heartbeat()
         self._child = child
         self._log.info("control process started", pid=child.pid)

@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 
 from lb.control.messages import (
-    MAX_EVENT_TEXT,
     AskReload,
     AskWorker,
     Configured,
@@ -22,6 +21,7 @@ from lb.control.messages import (
     Reloaded,
     ToControl,
     ToMaster,
+    clean,
 )
 from lb.control.spec import Discovery
 from lb.master.child import close_fds
@@ -39,6 +39,7 @@ from workers.contract.snapshot import DECODE_ERRORS
 
 KEPT_EVENTS: Final = 200
 _MAX_DISCOVERY: Final = 16 * 1024 * 1024
+_MAX_RELOADS: Final = 64
 _MAX_CHANGES: Final = 50
 _MAX_LINE: Final = 200
 _MAX_ERROR: Final = 4096
@@ -59,6 +60,7 @@ class Desk:
         self._questions = Questions(loop, fleet)
         self._discoveries = Discoveries(loop, log, lambda: fleet.deployment.plan, reloader, self.happened)
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._reloads = 0  # requests for one without an answer
         self._count = 0  # of all events that ever were
         self._there: ControlProcess | None = None
         self._telling = False
@@ -72,9 +74,7 @@ class Desk:
                 case Hello():
                     self._greet(child)
                 case AskReload(request=request):
-                    self._reloader.request(
-                        lambda outcome: child.send(Reloaded(request=request, outcome=brief(outcome)))
-                    )
+                    self._reload(child, request)
                 case AskWorker():
                     self._questions.ask(child, message)
                 case Event():
@@ -91,6 +91,19 @@ class Desk:
         for event in self._events:
             child.send(event)
 
+    def _reload(self, child: ControlProcess, request: int) -> None:
+        def answer(outcome: Outcome) -> None:
+            self._reloads -= 1
+            child.send(Reloaded(request=request, outcome=brief(outcome)))
+
+        self._reloads += 1
+        if self._reloads > _MAX_RELOADS:
+            error = f"{_MAX_RELOADS} requests for a reload wait already: try again when one is over"
+            generation = self._fleet.deployment.generation
+            answer(Outcome(ok=False, generation=generation, error=error, at=time.time()))
+            return
+        self._reloader.request(answer)
+
     def _discovered(self, fds: list[int]) -> None:
         try:
             (fd,) = fds
@@ -105,13 +118,12 @@ class Desk:
 
     def happened(self, kind: str, text: str, **fields: str | int | float) -> None:
         """Something that people want to know of."""
-        clean = {key: _clean(it, _MAX_LINE) if isinstance(it, str) else it for key, it in fields.items()}
-        event = Event(kind=kind, text=_clean(text, MAX_EVENT_TEXT), at=time.time(), fields=clean)
-        self._say(self._keep(event))
+        self._say(self._keep(Event(kind=kind, text=text, at=time.time(), fields=fields)))
 
     def _keep(self, event: Event) -> Event:
         self._count += 1
-        event = msgspec.structs.replace(event, number=self._count)
+        # Each is told to every control process that comes.
+        event = msgspec.structs.replace(event.bounded(), number=self._count)
         self._events.append(event)
         return event
 
@@ -153,7 +165,7 @@ class Desk:
             text = f"generation {outcome.generation} is served, {count} changes"
             self.happened("reload", text, changes=count, **fields)
         else:
-            first = _clean(outcome.error.partition("\n")[0], _MAX_LINE)
+            first = clean(outcome.error.partition("\n")[0], _MAX_LINE)
             self.happened("reload-failed", f"reload failed: {first}", error=first, **fields)
         self._tell()  # at once: who asked for the reload looks at it next
 
@@ -183,21 +195,16 @@ class Desk:
         self._questions.answered(worker, message)
 
 
-def _clean(text: str, most: int) -> str:
-    """`text` cut to `most` characters, and without surrogates, which can't be sent."""
-    return text[:most].encode("utf-8", "replace").decode("utf-8")
-
-
 def _cut(lines: Iterable[str], count: int) -> tuple[str, ...]:
     everything = tuple(lines)
-    shown = tuple(_clean(line, _MAX_LINE) for line in everything[:count])
+    shown = tuple(clean(line, _MAX_LINE) for line in everything[:count])
     return shown if len(everything) <= count else (*shown, f"... and {len(everything) - count} more")
 
 
 def brief(outcome: Outcome) -> Outcome:
     """`outcome` in what fits into a message."""
     return msgspec.structs.replace(
-        outcome, changes=_cut(outcome.changes, _MAX_CHANGES), error=_clean(outcome.error, _MAX_ERROR)
+        outcome, changes=_cut(outcome.changes, _MAX_CHANGES), error=clean(outcome.error, _MAX_ERROR)
     )
 
 
@@ -205,4 +212,4 @@ def brief_report(report: StatusReport) -> StatusReport:
     """`report` in what fits into a message."""
     last = report.reloads.last
     reloads = msgspec.structs.replace(report.reloads, last=None if last is None else brief(last))
-    return msgspec.structs.replace(report, config=_clean(report.config, _MAX_ERROR), reloads=reloads)
+    return msgspec.structs.replace(report, config=clean(report.config, _MAX_ERROR), reloads=reloads)

@@ -9,6 +9,7 @@ from lb.master.child import Child, close_fds
 from lb.master.loop import Loop
 from lb.master.spawn import Spawned
 from workers.contract import messages
+from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import AnyMessage
 
 
@@ -31,10 +32,11 @@ class WorkerProcess(Child[AnyMessage]):
         slot: int,
         spawned: Spawned,
         loop: Loop,
+        log: ErrorLog,
         on_message: Callable[[WorkerProcess, AnyMessage], None],
         on_broken: Callable[[WorkerProcess, str], None],
     ) -> None:
-        super().__init__(spawned, loop, messages.receive)
+        super().__init__(spawned, loop, log, messages.receive)
         self.slot = slot
         self.phase = Phase.STARTING
         self._on_message = on_message

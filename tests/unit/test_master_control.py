@@ -19,6 +19,7 @@ from lb.master.report import Outcome, ReloadReport, StatusReport
 from lb.master.spawn import Spawned
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract import messages
+from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import (
     MAX_BYTES,
     AnyMessage,
@@ -40,13 +41,18 @@ class Bench:
 
     def __init__(self) -> None:
         self.loop = Loop(fail)
+        self.log_fd = os.memfd_create("log")
+        self.log = ErrorLog("master", self.log_fd)
         ours, self.control_end = messages.pair()
-        self.control = ControlProcess(Spawned(os.getpid(), ours), self.loop, lambda *_: None, lambda *_: None)
+        self.control = ControlProcess(
+            Spawned(os.getpid(), ours), self.loop, self.log, lambda *_: None, lambda *_: None
+        )
         ours, self.worker_end = messages.pair()
         self.worker = WorkerProcess(
             0,
             Spawned(os.getpid(), ours),
             self.loop,
+            self.log,
             lambda worker, message: self.questions.answered(worker, told(message)),
             lambda *_: None,
         )
@@ -83,6 +89,7 @@ class Bench:
         self.control_end.close()
         self.worker_end.close()
         self.loop.close()
+        os.close(self.log_fd)
 
 
 def told(message: AnyMessage) -> Tunnels | TunnelsClosed:

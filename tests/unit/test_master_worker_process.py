@@ -13,7 +13,8 @@ from lb.master.loop import Loop
 from lb.master.spawn import Spawned
 from lb.master.worker_process import WorkerProcess
 from workers.contract import messages
-from workers.contract.messages import AccessLogFd, AnyMessage, Attach, Commit, Prepared, Ready
+from workers.contract.errorlog import ErrorLog
+from workers.contract.messages import MAX_BYTES, AccessLogFd, AnyMessage, Attach, Commit, Prepared, Ready
 
 
 def fail(error: Exception) -> None:
@@ -25,6 +26,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.loop = Loop(fail)
+        self.log = os.memfd_create("log")
         ours, self.channel = messages.pair()
         self.said: list[AnyMessage] = []
         self.broken: list[str] = []
@@ -32,6 +34,7 @@ class Peer:
             0,
             Spawned(os.getpid(), ours),
             self.loop,
+            ErrorLog("master", self.log),
             lambda _worker, message: self.said.append(message),
             lambda _worker, why: self.broken.append(why),
         )
@@ -44,6 +47,7 @@ class Peer:
         self.worker.close()
         self.channel.close()
         self.loop.close()
+        os.close(self.log)
 
 
 @pytest.fixture
@@ -51,6 +55,14 @@ def peer() -> Iterator[Peer]:
     made = Peer()
     yield made
     made.close()
+
+
+def test_a_message_over_the_limits_is_dropped_and_breaks_nothing(peer: Peer) -> None:
+    peer.worker.send(messages.Refused(generation=1, error="e" * MAX_BYTES))
+    peer.worker.send(Commit(generation=2))
+    assert [message for message, _ in received(peer.channel)] == [Commit(generation=2)]
+    assert (peer.broken, peer.worker.closed) == ([], False)
+    assert "a message to a child is dropped" in os.pread(peer.log, 9999, 0).decode()
 
 
 def received(channel: socket.socket) -> list[tuple[AnyMessage, list[int]]]:

@@ -1,0 +1,29 @@
+"""The events of the control process: what is kept and passed on is bounded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lb.control.events import EventLog
+from lb.control.messages import Event
+from workers.contract.messages import MAX_BYTES
+
+
+def test_an_event_of_any_size_can_be_passed_on() -> None:
+    """What a file or a name server says becomes a part of events."""
+    passed_on: list[Event] = []
+    log = EventLog(passed_on.append)
+    wide = "\U0001f310" * 100_000
+    event = log.add(
+        "k" * 999, wide, reason=wide, number=10**30, rest="\udcff", **{f"f{i}": wide for i in range(99)}
+    )
+    assert passed_on[0].fields == event.fields
+    assert len(msgspec.msgpack.encode(event)) < MAX_BYTES // 2
+    assert (len(event.text), len(str(event.fields["reason"])), len(event.fields)) == (1024, 200, 16)
+    assert event.fields["rest"] == "?"
+
+
+def test_an_ordinary_event_stays_as_it_is() -> None:
+    event = EventLog().add("server-up", "app: a is up", pool="app", after=1.5, checks=3)
+    assert (event.kind, event.text) == ("server-up", "app: a is up")
+    assert event.fields == {"pool": "app", "after": 1.5, "checks": 3}
