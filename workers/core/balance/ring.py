@@ -75,7 +75,7 @@ class Ring:
         return -1
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # up to 2 MB each, for a ring of 1,500 servers
 def _layout(servers: tuple[tuple[str, int], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The points of all `servers` (name and weight) in order, and the index of the server at each."""
     count = len(servers)
