@@ -59,5 +59,8 @@ class Control(Protocol):
     def last_check(self, pool: str, server: str) -> LastCheck | None:
         """The last active check of a server (`HealthChecks.last`); `None` before the first."""
 
+    def check_problems(self) -> list[str]:
+        """Which health checks come late, a line for each pool (`HealthChecks.problems`)."""
+
     def discovery_problems(self) -> list[str]:
         """What discovery can't find now, a line for each (`Discoverer.problems`)."""

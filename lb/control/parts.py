@@ -61,6 +61,10 @@ class Parts:
         """The last active check of a server."""
         return self._checks.last(pool, server)
 
+    def check_problems(self) -> list[str]:
+        """Which checks come late."""
+        return self._checks.problems()
+
     def discovery_problems(self) -> list[str]:
         """What discovery can't find now."""
         return self._discoverer.problems()

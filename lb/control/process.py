@@ -114,6 +114,10 @@ class ControlProcess:
         """The last active check of a server; `None` before the first."""
         return None if self._parts is None else self._parts.last_check(pool, server)
 
+    def check_problems(self) -> list[str]:
+        """Which health checks come late, a line for each pool."""
+        return [] if self._parts is None else self._parts.check_problems()
+
     def discovery_problems(self) -> list[str]:
         """What discovery can't find now, a line for each."""
         return [] if self._parts is None else self._parts.discovery_problems()

@@ -50,6 +50,7 @@ class StandInControl:
         self.asked: list[tuple[int, ListTunnels | CloseTunnels]] = []
         self.discoveries: list[Discovery] = []
         self.undiscovered: list[str] = []
+        self.late: list[str] = []
         self.last_checks: dict[tuple[str, str], LastCheck] = {}  # by pool and server
         if snapshot is not None:
             self.serve(snapshot)
@@ -102,6 +103,10 @@ class StandInControl:
     def last_check(self, pool: str, server: str) -> LastCheck | None:
         """Answers `last_checks`."""
         return self.last_checks.get((pool, server))
+
+    def check_problems(self) -> list[str]:
+        """Answers `late`."""
+        return self.late
 
     def discovery_problems(self) -> list[str]:
         """Answers `undiscovered`."""

@@ -173,3 +173,8 @@ def test_the_list_is_bounded_and_the_worst_comes_first(control: StandInControl) 
     assert len(found) == MAX_PROBLEMS + 1
     assert found[0].startswith("1 of 2 workers serve")
     assert found[-1] == "and 10 more"
+
+
+def test_checks_that_come_late(control: StandInControl) -> None:
+    control.late = ["pool web: 3 servers are checked too late"]
+    assert sentences(control) == ("pool web: 3 servers are checked too late",)

@@ -272,7 +272,7 @@ def test_first_checks_are_spread(control: StandInControl, monkeypatch: pytest.Mo
 def test_so_many_at_once_and_no_more(
     control: StandInControl, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "AT_ONCE", 2)
+    monkeypatch.setattr(schedule, "most_at_once", lambda: 2)
     switch = Switch()
     switch.seconds = 0.02
     server = upstream(switch)
@@ -284,6 +284,33 @@ def test_so_many_at_once_and_no_more(
         assert switch.most <= 4
 
     run(scenario, control, pool(*servers))
+
+
+def test_dead_servers_of_one_pool_do_not_delay_the_checks_of_another(
+    control: StandInControl, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "most_at_once", lambda: 4)
+    halt = threading.Event()
+    hang = upstream(lambda connection: halt.wait(30) and None)
+    dead = PoolSpec(
+        name="dead",
+        servers=tuple(server_at(hang, slot) for slot in range(1, 30)),
+        checks=(HealthSpec(every=0.1, timeout=20.0, fall=3, rise=2),) * 29,
+    )
+    web = pool(server_at(upstream(Switch())))
+
+    async def scenario(checks: HealthChecks) -> None:
+        control.serve(Snapshot(generation=2, pools=(dead, web)))
+        checks.adopt()
+        await until(lambda: hang.open_connections() == 3, "the dead have all places but one")
+        before = count(control, CheckResult.OK)
+        await until(lambda: count(control, CheckResult.OK) > before + 5, "the other goes on")
+        await until(lambda: len(checks.problems()) == 1, "it is told")
+        told = checks.problems()[0]
+        assert told.startswith("pool dead: ") and "instead of 0.1s: more than 4 checks would" in told
+
+    run(scenario, control, web)
+    halt.set()
 
 
 def test_closing_ends_checks_that_run(control: StandInControl, upstream: Start) -> None:

@@ -11,12 +11,12 @@ from typing import Final
 from lb.control.control import Control, LastCheck
 from lb.control.health.check import check
 from lb.control.health.finding import Finding, NotChecked
+from lb.control.health.places import Places, most_at_once
 from lb.control.health.target import Contexts, Target, tls_of
 from lb.control.health.verdict import Verdict
 from workers.contract.cells import Health
 from workers.contract.snapshot import PoolSpec, ServerSpec
 
-AT_ONCE: Final = 200  # checks that run at the same time; more wait for their turn
 FIRST_WITHIN: Final = 1.0  # seconds in which all first checks begin
 JITTER: Final = 0.1  # of the interval, both ways
 
@@ -26,14 +26,20 @@ Key = tuple[int, int]  # slot and owner
 class Watch:
     """A server that is checked."""
 
-    __slots__ = ("last", "pool", "target", "task", "verdict")
+    __slots__ = ("due", "last", "late", "pool", "target", "task", "verdict")
 
     def __init__(self, pool: str, target: Target, verdict: Verdict) -> None:
         self.pool = pool
         self.target = target
         self.verdict = verdict
         self.last: LastCheck | None = None
+        self.due = 0.0  # when the next check should begin (monotonic); 0.0 while one runs
+        self.late = 0.0  # seconds by which the last one began late
         self.task: asyncio.Task[None] | None = None
+
+    def lateness(self, now: float) -> float:
+        """Seconds by which its checks are late: the one that waits, or the last."""
+        return max(self.late, now - self.due if self.due else 0.0)
 
     def stop(self) -> asyncio.Task[None] | None:
         """No more checks. The task that is ending, to be waited for."""
@@ -58,7 +64,7 @@ class HealthChecks:
         self._by_name: dict[tuple[str, str], Watch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._contexts = Contexts()
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places = Places(most_at_once())
         self._random = random.Random()
 
     def adopt(self) -> None:
@@ -73,6 +79,7 @@ class HealthChecks:
             self._stop(watch)
         self._by_name = {(watch.pool, watch.target.server.name): watch for watch in self._watches.values()}
         self._contexts.keep({watch.target.tls for watch in self._watches.values() if watch.target.tls})
+        self._places.share({watch.pool for watch in self._watches.values()})
         self._start(new)
 
     def _adopt_server(
@@ -101,6 +108,24 @@ class HealthChecks:
         watch = self._by_name.get((pool, server))
         return watch.last if watch else None
 
+    def problems(self) -> list[str]:
+        """Of which pools the checks come late, a line for each: they begin more than two intervals after the
+        one before."""
+        now = time.monotonic()
+        servers: dict[str, int] = {}
+        worst: dict[str, tuple[float, float]] = {}  # lateness and interval
+        for watch in self._watches.values():
+            late, every = watch.lateness(now), watch.target.spec.every
+            if late > every:
+                servers[watch.pool] = servers.get(watch.pool, 0) + 1
+                worst[watch.pool] = max(worst.get(watch.pool, (0.0, 0.0)), (late + every, every))
+        return [
+            f"pool {pool}: {count} servers are checked too late, after {worst[pool][0]:.1f}s instead of"
+            f" {worst[pool][1]:g}s: more than {self._places.most} checks would run at once; allow more open"
+            " files, or give the checks a longer every or a shorter timeout"
+            for pool, count in servers.items()
+        ]
+
     async def close(self) -> None:
         """Stops all checks, those that are running too, and waits until they have let go."""
         for watch in self._watches.values():
@@ -125,9 +150,11 @@ class HealthChecks:
 
     async def _run(self, watch: Watch, delay: float) -> None:
         while True:
+            watch.due = time.monotonic() + delay
             await asyncio.sleep(delay)
-            async with self._places:
+            async with self._places.place(watch.pool):
                 began = time.monotonic()
+                watch.late, watch.due = began - watch.due, 0.0
                 await self._check(watch)
             every = watch.target.spec.every * self._random.uniform(1 - JITTER, 1 + JITTER)
             delay = max(0.0, began + every - time.monotonic())
