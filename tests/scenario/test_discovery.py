@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lb.control.discovery import Discoverer
+from lb.config.serversfile import parse_servers
+from lb.control.discovery import Discoverer, files
 from lb.control.spec import ControlSpec, DiscoverSpec, Discovery, FoundServer
 from tests.harness.control import StandInControl
 from tests.harness.nameserver import DNSMASQ, NameServer
@@ -329,6 +331,15 @@ def test_files_are_followed_through_all_that_happens_to_them(tmp_path: Path) -> 
     run(test)
 
 
+@pytest.fixture
+def disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers files are read by a call that waits, for a named pipe until somebody writes to it."""
+    monkeypatch.setattr(
+        files, "read_servers_file", lambda path: parse_servers(path.read_bytes(), as_json=True)
+    )
+
+
+@pytest.mark.usefixtures("disk_that_hangs")
 def test_a_disk_that_hangs_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lb.control.discovery.source.PATIENCE", 0.2)
     stuck, file = tmp_path / "stuck", tmp_path / "servers.json"
@@ -347,6 +358,44 @@ def test_a_disk_that_hangs_stops_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         with stuck.open("w", encoding="utf-8") as writer:
             writer.write('[{"targets": ["10.0.0.2:80"]}]')
         await soon(lambda: bench.names("stuck") == ["10.0.0.2:80"], "the late answer counts")
+
+    run(test)
+
+
+@pytest.mark.usefixtures("disk_that_hangs")
+def test_what_hangs_is_given_up_and_looked_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lb.control.discovery.source.PATIENCE", 0.02)
+    monkeypatch.setattr("lb.control.discovery.source.GIVE_UP", 0.02)
+    stuck, pipe = tmp_path / "stuck", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    os.link(pipe, stuck)
+
+    def looks() -> int:
+        return sum(thread.name == f"look at {stuck}" for thread in threading.enumerate())
+
+    async def test(bench: Bench) -> None:
+        bench.ask(discover=(DiscoverSpec(pool="p", file=str(stuck), refresh=0.05),))
+        told = f"file {stuck}: {files.MAX_HANGING} looks at it hang: is its file system there?"
+        await soon(lambda: told in bench.discoverer.problems(), "no more looks are begun")
+        assert looks() == files.MAX_HANGING
+        stuck.unlink()
+        stuck.write_text('[{"targets": ["10.0.0.1:80"]}]', encoding="utf-8")
+        pipe.open("w", encoding="utf-8").close()  # the disk is there again: all looks end
+        await soon(lambda: bench.names("p") == ["10.0.0.1:80"], "the file is read")
+
+    run(test)
+
+
+def test_a_named_pipe_is_a_failure_until_a_file_takes_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "servers.json"
+    os.mkfifo(file)
+
+    async def test(bench: Bench) -> None:
+        bench.ask(discover=(DiscoverSpec(pool="p", file=str(file), refresh=0.05),))
+        await soon(lambda: bench.fails(f"file {file}"), "the failure is told")
+        file.unlink()
+        file.write_text('[{"targets": ["10.0.0.1:80"]}]', encoding="utf-8")
+        await soon(lambda: bench.names("p") == ["10.0.0.1:80"], "the file is read", within=4.0)
 
     run(test)
 

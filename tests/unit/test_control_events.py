@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lb.control.events import EventLog
+from lb.control.events import EventLog, Quota
 from lb.control.messages import Event
 from workers.contract.messages import MAX_BYTES
 
@@ -27,3 +27,16 @@ def test_an_ordinary_event_stays_as_it_is() -> None:
     event = EventLog().add("server-up", "app: a is up", pool="app", after=1.5, checks=3)
     assert (event.kind, event.text) == ("server-up", "app: a is up")
     assert event.fields == {"pool": "app", "after": 1.5, "checks": 3}
+
+
+def test_a_quota_has_room_at_once_and_then_now_and_then() -> None:
+    now = [0.0]
+    quota = Quota(2, 60.0, clock=lambda: now[0])
+    assert [quota.take("a") for _ in range(4)] == ["a", "a", None, None]
+    now[0] = 59.0
+    assert quota.take("b") is None
+    now[0] = 61.0
+    assert quota.take("c") == "c (and 3 more such events before)"
+    assert quota.take("d") is None
+    now[0] = 999.0
+    assert [quota.take("e") for _ in range(3)] == ["e (and 1 more such events before)", "e", None]

@@ -24,12 +24,12 @@ def test_back_off_grows_to_half_a_minute() -> None:
 
 
 class Bench:
-    """A source that asks what the test says: a text is an answer, a `Failed` is raised, and `None` never
+    """A source that asks what the test says: a text is an answer, an exception is raised, and `None` never
     ends. After the last, nothing is answered any more."""
 
     def __init__(self, control: StandInControl, looks_every: float | None = None) -> None:
         self.control = control
-        self.script: list[str | Failed | None] = []
+        self.script: list[str | Exception | None] = []
         self.asked = 0
         self.at_once = 0  # questions that were not answered yet
         self.most_at_once = 0
@@ -51,13 +51,13 @@ class Bench:
             if step is None:
                 await self.release.wait()
                 step = "late"
-            if isinstance(step, Failed):
+            if isinstance(step, Exception):
                 raise step
             return Answer(step, 0.0)
         finally:
             self.at_once -= 1
 
-    async def until(self, condition: Callable[[], bool], *script: str | Failed | None) -> None:
+    async def until(self, condition: Callable[[], bool], *script: str | Exception | None) -> None:
         self.script = [*script]
         task = asyncio.ensure_future(self.source.run())
         async with asyncio.timeout(10):
@@ -141,3 +141,30 @@ def test_a_question_without_an_answer_is_waited_for_and_not_asked_twice(
 
     asyncio.run(main())
     assert control.last_event("discovery-failed").text == "host a: no answer within 0.02 s"
+
+
+def test_no_fault_is_the_end(control: StandInControl) -> None:
+    async def main() -> None:
+        bench = Bench(control)
+        problems: list[str] = []
+
+        def over() -> bool:
+            problems.append(bench.source.problem)
+            return bench.source.value == "y"
+
+        await bench.until(over, "x", UnicodeDecodeError("idna", b"", 0, 1, "r"), MemoryError("s"), "y")
+        assert bench.source.problem == ""
+
+    asyncio.run(main())
+    assert control.kinds() == ["discovery-failed", "discovered"]
+    assert control.last_event("discovery-failed").text == "host a: fault in lb: UnicodeDecodeError"
+    assert control.log_text().count("fault in discovery, please report it") == 2
+
+
+def test_what_comes_and_goes_leaves_room_for_other_events(control: StandInControl) -> None:
+    async def main() -> None:
+        bench = Bench(control)
+        await bench.until(lambda: bench.asked == 101, *[Failed("refused"), "x"] * 50)
+
+    asyncio.run(main())
+    assert control.kinds() == ["discovery-failed", "discovered"] * 5

@@ -20,6 +20,7 @@ from lb.control.spec import FoundServer
 # A file that was written just now may be written again without a new time stamp (a tick of the kernel is up
 # to 10 ms; network file systems are coarser).
 _SETTLED: Final = 1_000_000_000
+MAX_HANGING: Final = 4
 
 
 class Signature(NamedTuple):
@@ -59,22 +60,30 @@ class ServersFile:
         self._path = Path(path)
         self._refresh = refresh
         self._last: Look | None = None
+        self._hanging: list[threading.Thread] = []  # looks that were given up, or go on
 
     async def ask(self) -> Answer[tuple[FoundServer, ...]]:
         """Its servers. Raises `Failed`; what could not be read is read again the next time."""
         last, self._last = self._last, None
+        self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+        if len(self._hanging) >= MAX_HANGING:
+            raise Failed(f"{MAX_HANGING} looks at it hang: is its file system there?")
         try:
-            self._last = await in_thread(lambda: look(self._path, last), f"look at {self._path}")
+            self._last = await in_thread(
+                lambda: look(self._path, last), f"look at {self._path}", self._hanging
+            )
         except OSError as error:
             raise Failed(error.strerror or str(error)) from error
+        except MemoryError as error:
+            raise Failed("takes more memory than there is") from error
         except ValueError as error:
             raise Failed(str(error)) from error
         return Answer(self._last.servers, self._refresh)
 
 
-async def in_thread(function: Callable[[], Look], name: str) -> Look:
-    """What `function` returns or raises. The thread is a daemon, which those of `asyncio.to_thread` are not:
-    one that hangs would be waited for at the end."""
+async def in_thread(function: Callable[[], Look], name: str, threads: list[threading.Thread]) -> Look:
+    """What `function` returns or raises. `threads` gets the thread that it runs in: a daemon, which those of
+    `asyncio.to_thread` are not: one that hangs would be waited for at the end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Look] = loop.create_future()
 
@@ -90,10 +99,12 @@ async def in_thread(function: Callable[[], Look], name: str) -> Look:
         result: Look | Exception
         try:
             result = function()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is: somebody waits for it
             result = error
         if not loop.is_closed():
             loop.call_soon_threadsafe(tell, result)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    threads.append(thread)
+    thread.start()
     return await future

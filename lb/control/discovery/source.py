@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from lb.control.events import EventLog
+from lb.control.events import EventLog, Quota
 from workers.contract.errorlog import ErrorLog
 
 Value = TypeVar("Value")
 
 PATIENCE: Final = 5.0  # seconds until an answer that does not come is a failure
+GIVE_UP: Final = 60.0  # and until it is not waited for any more
 LEAST_TTL: Final = 1.0
 MOST_TTL: Final = 3600.0
 NO_TTL: Final = 30.0  # for answers that have none, such as those of /etc/hosts
 LONGEST_BACK_OFF: Final = 30.0
+_EVENTS: Final = 10  # of one source at once; then one a minute
 
 
 class Failed(Exception):
@@ -41,8 +45,8 @@ def back_off(failures: int) -> float:
 
 
 class Source(Generic[Value]):
-    """Asks by `ask` until it is closed, never twice at the same time: a question without an answer is
-    waited for, however long it takes, while the source is told to fail.
+    """Asks by `ask` until it is closed: a question without an answer is waited for a minute, while the source
+    is told to fail, and then given up and asked anew. No fault of `ask` is the end: it is a failure, too.
 
     `value` is the last answer, `None` before the first; `settled` says that the first attempt is over;
     `problem` says what fails now. `changed()` is called after every change of these. `looks_every` is for
@@ -72,6 +76,8 @@ class Source(Generic[Value]):
         self._looks_every = looks_every
         self._in_a_row = 0
         self._asked: asyncio.Future[Answer[Value]] | None = None
+        self._asked_at = 0.0
+        self._quota = Quota(_EVENTS, 60.0)
 
     async def run(self) -> None:
         """Asks for ever; ends by cancellation."""
@@ -86,14 +92,22 @@ class Source(Generic[Value]):
         """Waits for one answer; returns the seconds until the next question."""
         if self._asked is None:
             self._asked = asyncio.ensure_future(self._ask())
+            self._asked_at = time.monotonic()
         done, _ = await asyncio.wait({self._asked}, timeout=PATIENCE)
         if not done:
+            if time.monotonic() - self._asked_at >= GIVE_UP:
+                self._asked.cancel()
+                self._asked = None
             return self._failed(f"no answer within {PATIENCE:g} s")
         asked, self._asked = self._asked, None
         try:
             answer = asked.result()
         except Failed as failed:
             return self._failed(str(failed))
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error)[-3:])
+            self._log.error("fault in discovery, please report it", source=self.what, trace=trace)
+            return self._failed(f"fault in lb: {type(error).__name__}")
         self._found(answer.value)
         return answer.again
 
@@ -102,7 +116,7 @@ class Source(Generic[Value]):
         self._in_a_row = 0
         if self.problem:
             self._log.info("discovery works again", source=self.what)
-            self._events.add("discovered", f"{self.what}: works again", source=self.what)
+            self._tell("discovered", f"{self.what}: works again", source=self.what)
         if value != self.value or self.problem or not self.settled:
             self.value, self.problem, self.settled = value, "", True
             self._changed()
@@ -115,7 +129,12 @@ class Source(Generic[Value]):
             # time.
             self._log.warning("discovery failed", source=self.what, reason=why, kept=self.value is not None)
             if not self.problem or self._looks_every is not None:
-                self._events.add("discovery-failed", f"{self.what}: {why}", source=self.what, reason=why)
+                self._tell("discovery-failed", f"{self.what}: {why}", source=self.what, reason=why)
             self.problem, self.settled = why, True
             self._changed()
         return back_off(self._in_a_row) if self._looks_every is None else self._looks_every
+
+    def _tell(self, kind: str, text: str, **fields: str) -> None:
+        shown = self._quota.take(text)
+        if shown is not None:
+            self._events.add(kind, shown, **fields)
