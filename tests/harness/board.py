@@ -78,7 +78,7 @@ class Hand:
     def listener(self, spec: ListenerSpec, **counts: int) -> Hand:
         """Adds to the listener's row."""
         base = self.slab.listener_base(spec.slot)
-        self.slab.own(base, ListenerCell.WIDTH, ListenerCell.OWNER, spec.owner)
+        self.slab.own_listener(spec.slot, spec.owner)
         for name, count in counts.items():
             self.cells[base + ListenerCell[name.upper()]] += count
         return self
@@ -86,7 +86,7 @@ class Hand:
     def route(self, spec: RouteSpec | RetiredRow, offset: int = 0, **counts: int) -> Hand:
         """Adds to the route's row; `offset` is for cells that are the first of several."""
         base = self.slab.route_base(spec.slot)
-        self.slab.own(base, RouteCell.WIDTH, RouteCell.OWNER, spec.owner)
+        self.slab.own_route(spec.slot, spec.owner)
         for name, count in counts.items():
             self.cells[base + RouteCell[name.upper()] + offset] += count
         return self
@@ -94,7 +94,7 @@ class Hand:
     def pool(self, spec: PoolSpec, offset: int = 0, **counts: int) -> Hand:
         """Adds to the pool's row."""
         base = self.slab.pool_base(spec.slot)
-        self.slab.own(base, PoolCell.WIDTH, PoolCell.OWNER, spec.owner)
+        self.slab.own_pool(spec.slot, spec.owner)
         for name, count in counts.items():
             self.cells[base + PoolCell[name.upper()] + offset] += count
         return self
@@ -102,7 +102,7 @@ class Hand:
     def server(self, spec: ServerSpec | RetiredRow, **counts: int) -> Hand:
         """Adds to the server's row."""
         base = self.slab.server_base(spec.slot)
-        self.slab.own(base, ServerCell.WIDTH, ServerCell.OWNER, spec.owner)
+        self.slab.own_server(spec.slot, spec.owner)
         for name, count in counts.items():
             self.cells[base + ServerCell[name.upper()]] += count
         return self
