@@ -190,6 +190,34 @@ def test_no_valid_answer(upstream: Start, kind: str, data: bytes, detail: str) -
     assert finding.detail.startswith(detail)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n" * 100),
+        (HEAD, b"1\r\nx\r\n" * 1000),
+        (HEAD, b"1;a=b;c=dddddddddddddddddddddddd\r\nx\r\n" * 1000),
+    ],
+)
+def test_an_answer_without_end(upstream: Start, halt: threading.Event, begin: bytes, more: bytes) -> None:
+    sent = []
+
+    def handler(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(begin)
+        while not halt.is_set():
+            connection.send(more)
+            sent.append(len(more))
+
+    finding = find(server_at(upstream(handler)), body="all is well", timeout=10.0)
+    assert finding.result is CheckResult.PROTOCOL
+    assert finding.detail.startswith("answered more than 262144 bytes while ")
+    assert sum(sent) < 32 * 1024 * 1024  # what the sockets hold, too
+
+
 def test_a_body_that_is_cut_off(upstream: Start) -> None:
     server = upstream(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nall is"))
     finding = find(server_at(server), body="all is well")

@@ -17,7 +17,27 @@ from lb.control.health.target import Target
 from workers.contract.cells import CheckResult
 
 BODY_LIMIT: Final = 64 * 1024  # bytes of the body in which the text must occur
+CHECK_LIMIT: Final = 256 * 1024  # bytes that a server may send in one check, whatever they are
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+
+
+class _Bounded(ResponseHandler):
+    """Reads an answer, and gives up on one that has no end: aiohttp bounds neither the answers before the
+    last one nor what stands beside the chunks."""
+
+    __slots__ = ("received",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.received = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Counts, and passes it on."""
+        self.received += len(data)
+        if self.received <= CHECK_LIMIT:
+            super().data_received(data)
+        elif self.transport is not None:
+            self.transport.abort()
 
 
 class _Connector(aiohttp.BaseConnector):
@@ -28,6 +48,12 @@ class _Connector(aiohttp.BaseConnector):
         super().__init__(force_close=True)
         self._target = target
         self._transport: asyncio.Transport | None = None
+        self._protocol: _Bounded | None = None
+
+    @property
+    def flooded(self) -> bool:
+        """Whether the server sent more than a check takes."""
+        return self._protocol is not None and self._protocol.received > CHECK_LIMIT
 
     def abort(self) -> None:
         """Closes the connection for good: over TLS aiohttp leaves it waiting for the server's farewell."""
@@ -37,9 +63,10 @@ class _Connector(aiohttp.BaseConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
-        self._transport, protocol = await establish(self._target, self._factory)
+        loop = asyncio.get_running_loop()
+        self._transport, self._protocol = await establish(self._target, lambda: _Bounded(loop))
         self._target.stage = "waiting for the answer"
-        return protocol
+        return self._protocol
 
 
 async def check_http(target: Target, stack: AsyncExitStack) -> Finding:
@@ -65,14 +92,22 @@ async def check_http(target: Target, stack: AsyncExitStack) -> Finding:
         url = f"http://server{target.spec.path}"
         async with session.get(url, headers=headers, allow_redirects=False) as response:
             return await _judge(target, response)
-    except aiohttp.ServerDisconnectedError as error:
-        raise CheckFailed(CheckResult.PROTOCOL, f"closed while {target.stage}") from error
-    except (aiohttp.ClientOSError, OSError) as error:
-        raise broken(error, target.stage) from error
-    except aiohttp.ClientResponseError as error:
-        raise CheckFailed(CheckResult.PROTOCOL, f"malformed answer: {_one_line(error.message)}") from error
-    except aiohttp.ClientError as error:
-        raise CheckFailed(CheckResult.PROTOCOL, f"while {target.stage}: {_one_line(str(error))}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        if connector.flooded:
+            detail = f"answered more than {CHECK_LIMIT} bytes while {target.stage}"
+            raise CheckFailed(CheckResult.PROTOCOL, detail) from error
+        raise _failure(error, target.stage) from error
+
+
+def _failure(error: aiohttp.ClientError | OSError, stage: str) -> CheckFailed:
+    match error:
+        case aiohttp.ServerDisconnectedError():
+            return CheckFailed(CheckResult.PROTOCOL, f"closed while {stage}")
+        case OSError():
+            return broken(error, stage)
+        case aiohttp.ClientResponseError():
+            return CheckFailed(CheckResult.PROTOCOL, f"malformed answer: {_one_line(error.message)}")
+    return CheckFailed(CheckResult.PROTOCOL, f"while {stage}: {_one_line(str(error))}")
 
 
 async def _judge(target: Target, response: aiohttp.ClientResponse) -> Finding:
