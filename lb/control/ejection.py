@@ -9,6 +9,7 @@ is gone; what is done here at the end is to tell it, and in time to forget it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -29,7 +30,6 @@ _NANOSECONDS: Final = 1_000_000_000
 
 Key = tuple[int, int]  # slot and owner
 Counts = tuple[int, ...]  # in the order of EjectReason
-_TimerAction = Callable[[PoolSpec, ServerSpec], None]
 
 
 def most_ejected(servers: int, max_percent: int) -> int:
@@ -183,28 +183,34 @@ class Ejections:
     def _wait(self, pool: PoolSpec, server: ServerSpec) -> None:
         """Until the ejection is over, or, where it is, until it may be forgotten."""
         states = self._control.states
-        until = states.get(server, StateCell.EJECTED_UNTIL) / _NANOSECONDS
+        cell = states.get(server, StateCell.EJECTED_UNTIL)
+        until = cell / _NANOSECONDS
         if until > time.monotonic():
-            self._set_timer(server, until, self._returned, pool)
+            self._set_timer(server, until, functools.partial(self._returned, pool, server, cell))
         else:
-            self._set_timer(server, until + self._probation(pool, server), self._forgive, pool)
+            after = until + self._probation(pool, server)
+            self._set_timer(server, after, functools.partial(self._forgive, server))
 
     def _probation(self, pool: PoolSpec, server: ServerSpec) -> float:
         """A server that stays well for as long as it was out starts over."""
         streak = self._control.states.get(server, StateCell.EJECTION_STREAK)
         return ejection_seconds(pool.eject, streak) if pool.eject else 0.0
 
-    def _set_timer(self, server: ServerSpec, at: float, what: _TimerAction, pool: PoolSpec) -> None:
+    def _set_timer(self, server: ServerSpec, at: float, what: Callable[[], None]) -> None:
         key = (server.slot, server.owner)
         former = self._timers.pop(key, None)
         if former is not None:
             former.cancel()
         delay = max(0.0, at - time.monotonic())
-        self._timers[key] = asyncio.get_running_loop().call_later(delay, what, pool, server)
+        self._timers[key] = asyncio.get_running_loop().call_later(delay, what)
 
-    def _returned(self, pool: PoolSpec, server: ServerSpec) -> None:
-        if self._control.states.ejected_until(server):
-            self._wait(pool, server)  # the loop's clock is coarser than the cells', and may be early
+    def _returned(self, pool: PoolSpec, server: ServerSpec, cell: int) -> None:
+        """The ejection whose end is `cell` is over."""
+        states = self._control.states
+        if states.ejected_until(server) or states.get(server, StateCell.EJECTED_UNTIL) != cell:
+            # The loop's clock is coarser than the cells', and may be early; or the operator has ended the
+            # ejection before its time, which was told.
+            self._wait(pool, server)
             return
         self._control.events.add(
             "server-returned",
@@ -215,6 +221,6 @@ class Ejections:
         self._control.log.info("server is back after its ejection", pool=pool.name, server=server.name)
         self._wait(pool, server)
 
-    def _forgive(self, pool: PoolSpec, server: ServerSpec) -> None:
+    def _forgive(self, server: ServerSpec) -> None:
         del self._timers[(server.slot, server.owner)]
         self._control.states.forgive(server)

@@ -85,7 +85,9 @@ class ServerStates:
         self._events.add(f"server-{word}", text, pool=pool, server=server.name, why=why)
 
     def set_admin(self, pool: str, server: ServerSpec, admin: Admin) -> None:
-        """The operator wants something else."""
+        """The operator wants something else. What shall be ready is not left out any longer, either."""
+        if admin is Admin.READY:
+            self._release(pool, server)
         before = self.admin(server)
         if admin is before:
             return
@@ -130,6 +132,15 @@ class ServerStates:
             f"{pool}/{server.name} is ejected for {seconds:g}s: {word.replace('_', ' ')}",
             pool=pool, server=server.name, reason=word, seconds=seconds,
         )  # fmt: skip
+
+    def _release(self, pool: str, server: ServerSpec) -> None:
+        """Ends the ejection of `server`, if it is ejected, as its time would: it starts slowly."""
+        if not self.ejected_until(server):
+            return
+        self._set(server, StateCell.EJECTED_UNTIL, time.monotonic_ns())
+        self._changed(server)
+        text = f"{pool}/{server.name} is back: the operator ended its ejection"
+        self._events.add("server-returned", text, pool=pool, server=server.name, by="operator")
 
     def forgive(self, server: ServerSpec) -> None:
         """The server has behaved for long enough: its next ejection is as short as the first."""

@@ -11,7 +11,7 @@ import pytest
 from lb.control.ejection import Ejections, ejection_seconds, most_ejected
 from tests.harness.control import StandInControl
 from tests.harness.waiting import until
-from workers.contract.cells import Admin, EjectReason, Health, ServerCell, StateCell
+from workers.contract.cells import Admin, ControlCell, EjectReason, Health, ServerCell, StateCell
 from workers.contract.snapshot import EjectSpec, PoolSpec, ServerSpec, Snapshot
 
 ERRORS = ServerCell.ERRORS_IN_A_ROW
@@ -255,3 +255,38 @@ def test_a_reload_forgets_what_is_gone(control: StandInControl) -> None:
         assert [event.fields["server"] for event in returned] == ["s1"]
 
     run(scenario, control, pool(4, short))
+
+
+def test_the_operator_ends_an_ejection(control: StandInControl) -> None:
+    async def scenario(ejections: Ejections) -> None:
+        server = control.server("web", "s0")
+        trip(control, "s0")
+        ejections.look()
+        flips = control.board.control[ControlCell.FLIPS]
+        control.states.set_admin("web", server, Admin.READY)  # which it is already
+        assert ejected(control) == []
+        assert control.board.control[ControlCell.FLIPS] == flips + 1
+        assert 0 < control.states.get(server, StateCell.EJECTED_UNTIL) <= time.monotonic_ns()
+        assert control.last_event("server-returned").fields["by"] == "operator"
+        control.states.set_admin("web", server, Admin.READY)
+        assert control.kinds() == ["server-ejected", "server-returned"]
+        trip(control, "s0")
+        ejections.look()
+        assert ejected(control) == ["s0"]
+        assert control.states.get(server, StateCell.EJECTION_STREAK) == 2
+
+    run(scenario, control, pool(4))
+
+
+def test_an_ejection_that_the_operator_ended_ends_once(control: StandInControl) -> None:
+    spec = EjectSpec(duration=0.05, max_duration=0.05, max_percent=50)
+
+    async def scenario(ejections: Ejections) -> None:
+        server = control.server("web", "s0")
+        trip(control, "s0")
+        ejections.look()
+        control.states.set_admin("web", server, Admin.READY)
+        await until(lambda: not control.states.get(server, StateCell.EJECTION_STREAK), "it is forgiven")
+        assert control.kinds() == ["server-ejected", "server-returned"]
+
+    run(scenario, control, pool(4, spec))
