@@ -43,22 +43,22 @@ def compile(
 
     `in_use(kind, row)` says of a freed scoreboard row ("listener", "route", "pool" or "server") that its
     cells aren't back to zero. `discovery` holds the servers and addresses that were found so far; a file
-    with servers is read here only as long as nothing was found in it. Key files that don't exist are made.
-    Raises `ConfigErrors`.
+    with servers is read here only as long as nothing was found in it. Files for keys and
+    the token that don't exist are made. Raises `ConfigErrors`.
     """
-    return _Compiler(config, state, in_use, discovery or Discovery(), make_keys=True).run(generation)
+    return _Compiler(config, state, in_use, discovery or Discovery(), make_files=True).run(generation)
 
 
 def verify(config: Config) -> Config:
     """Reads everything that `compile` would, and makes nothing; returns `config` with the warnings about
     what was read. Raises `ConfigErrors`."""
-    compiled, _ = _Compiler(config, State(), _never, Discovery(), make_keys=False).run(0)
+    compiled, _ = _Compiler(config, State(), _never, Discovery(), make_files=False).run(0)
     return compiled.config
 
 
 def file_problems(config: Config) -> list[Problem]:
     """What is wrong with the files that `config` names, which may itself be incomplete."""
-    return _Compiler(config, State(), _never, Discovery(), make_keys=False).read_files()
+    return _Compiler(config, State(), _never, Discovery(), make_files=False).read_files()
 
 
 def _never(_kind: str, _row: int) -> bool:
@@ -67,7 +67,7 @@ def _never(_kind: str, _row: int) -> bool:
 
 class _Compiler:
     def __init__(
-        self, config: Config, state: State, in_use: InUse, discovery: Discovery, *, make_keys: bool
+        self, config: Config, state: State, in_use: InUse, discovery: Discovery, *, make_files: bool
     ) -> None:
         self._config = config
         self._state = state
@@ -77,14 +77,15 @@ class _Compiler:
         self._warnings = Report(config.source)
         self._certificates: dict[tuple[str, str], bytes] = {}
         self._rows = AllRows()
-        self._pools = PoolCompiler(config, state, discovery, self._errors, make_keys=make_keys)
+        self._make_files = make_files
+        self._pools = PoolCompiler(config, state, discovery, self._errors, make_keys=make_files)
 
     def run(self, generation: int) -> tuple[Compiled, State]:
         config = self._config
         servers = every_server(config, self._state, self._discovery, self._errors, self._warnings)
         self._rows = assign_rows(config, servers, self._state, self._in_use, generation, self._errors)
         snapshot = self._snapshot(generation, tuple(self._pools.run(servers, self._rows)))
-        control = control_spec(config, snapshot, self._errors, self._warnings)
+        control = control_spec(config, snapshot, self._errors, self._warnings, make_token=self._make_files)
         if self._errors.problems:
             raise ConfigErrors(self._errors.problems)
         compiled = Compiled(
@@ -100,7 +101,7 @@ class _Compiler:
             self._listen_tls(listener)
         self._pools.read_files()
         every_server(self._config, self._state, self._discovery, self._errors, self._warnings)
-        read_token(self._config, self._errors, self._warnings)
+        read_token(self._config, self._errors, self._warnings, make=False)
         return self._errors.problems
 
     def _snapshot(self, generation: int, pools: tuple[spec.PoolSpec, ...]) -> spec.Snapshot:

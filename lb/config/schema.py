@@ -172,15 +172,15 @@ class Admin(Table, frozen=True, kw_only=True):
         str | None,
         Key(
             _FILE,
-            "File with what callers over TCP must show (Authorization: Bearer), 16 characters or more. Read "
-            "again at reload.",
+            "File with what callers over TCP must show (Authorization: Bearer), 16 characters or more; made "
+            "at the first start. Read again at reload.",
         ),
     ] = None
 
     def conflicts(self) -> Iterator[Conflict]:
         tcp = self.listen not in (None, "off") and not str(self.listen).startswith("unix:")
         if tcp and self.token_file is None:
-            hint = 'add token_file = "admin.token", made by openssl rand -hex 32'
+            hint = 'add token_file = "admin.token"; the file is made at the start'
             yield Conflict(("listen", "token_file"), "a TCP address needs a token_file", hint)
         if not tcp and self.token_file is not None:
             yield Conflict(("token_file", "listen"), "is for TCP addresses only", "remove it")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import pathlib
 import secrets
 from typing import Final
 
-from lb.config.files import read_regular
+from lb.config.files import create_secret, read_regular
 
 KEY_BYTES: Final = 32
 # A file of another kind, named by mistake.
@@ -48,26 +46,11 @@ def create_key(path: pathlib.Path) -> bytes:
 
     Two that start at once get the same key. Raises `KeyFileError`.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        try:
-            _write(draft, secrets.token_bytes(KEY_BYTES))
-            # Unlike a rename, a link never replaces a key that somebody else has just made.
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        create_secret(path, random_key())
     except OSError as error:
         raise KeyFileError(f"can't be made: {error.strerror}") from error
     key = read_key(path)
     if key is None:
         raise KeyFileError("was removed while it was made")
     return key
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(fd)

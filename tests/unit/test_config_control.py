@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import re
+import stat
 
 import pytest
 
 from lb.config import Compiled, ConfigErrors, State, check, compile, diff, parse, refuse_live
+from lb.config.controlspec import admin_token
+from lb.config.files import create_secret
 from lb.control.spec import ControlSpec, DiscoverSpec, Discovery, FoundServer
 from tests.unit.pem import certify, new_key, pem_key
 
@@ -124,13 +128,46 @@ def test_a_token_that_is_none(content: str, tmp_path: pathlib.Path) -> None:
     write_token(tmp_path, content)
     assert refusal(with_token("127.0.0.1:9181"), tmp_path) == (
         "DIR/lb.toml:9: admin.token_file: DIR/token: a token has 16 to 4096 visible ASCII characters, and no "
-        "space (openssl rand -hex 32 makes one)"
+        "space (remove it, and one is made)"
     )
 
 
-def test_a_token_that_is_not_there(tmp_path: pathlib.Path) -> None:
+def test_a_token_that_is_not_there_is_made_at_the_start(tmp_path: pathlib.Path) -> None:
     text = with_token("127.0.0.1:9181")
-    expected = "admin.token_file: DIR/token: can't be read: No such file or directory (openssl rand -hex 32"
+    file, token = tmp_path / "lb.toml", tmp_path / "token"
+    file.write_text(text)
+    assert check(file).warnings == ()
+    assert not token.exists(), "a check makes nothing"
+    compiled, _ = build(text, tmp_path)
+    assert re.fullmatch("[0-9a-f]{64}", compiled.control.admin_token)
+    assert token.read_text() == compiled.control.admin_token + "\n"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert warnings(compiled, tmp_path) == []
+    again, _ = build(text, tmp_path)
+    assert again.control.admin_token == admin_token(again.config) == compiled.control.admin_token
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lb.toml", "token"]
+
+
+def test_a_token_that_is_there_stays_as_it_is(tmp_path: pathlib.Path) -> None:
+    write_token(tmp_path)
+    create_secret(tmp_path / "token", b"another")
+    compiled, _ = build(with_token("127.0.0.1:9181"), tmp_path)
+    assert compiled.control.admin_token == TOKEN
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
+
+
+def test_a_token_that_can_not_be_made(tmp_path: pathlib.Path) -> None:
+    text = with_token("127.0.0.1:9181").replace('"token"', '"nowhere/token"')
+    expected = "admin.token_file: DIR/nowhere/token: can't be made: No such file or directory"
+    assert expected in refusal(text, tmp_path)
+    with pytest.raises(ConfigErrors, match="can't be made"):
+        admin_token(parse(text, tmp_path / "lb.toml"))
+
+
+def test_a_token_that_can_not_be_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "token").symlink_to(tmp_path / "nowhere")
+    text = with_token("127.0.0.1:9181")
+    expected = "admin.token_file: DIR/token: can't be read: No such file or directory"
     assert expected in refusal(text, tmp_path)
     file = tmp_path / "lb.toml"
     file.write_text(text + "unknown = 1\n")
