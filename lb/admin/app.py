@@ -29,9 +29,10 @@ def admin_app(control: Control) -> web.Application:
     events = Events(control)
     handlers = _handlers(control, events)
     for one in OPERATIONS:
-        app.router.add_route(one.method, PREFIX + one.route, handlers[one.name])
+        route = PREFIX + one.route.replace("}", ":[^/]+}")  # a name may hold braces
+        app.router.add_route(one.method, route, handlers[one.name])
         if one.method == "GET" and one.content != EVENT_STREAM:
-            app.router.add_route("HEAD", PREFIX + one.route, handlers[one.name])
+            app.router.add_route("HEAD", route, handlers[one.name])
     app.router.add_get("/", _page)
     app.on_response_prepare.append(set_headers)
 

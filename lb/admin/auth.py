@@ -1,14 +1,14 @@
 """Who may ask.
 
-On a Unix socket the kernel says who the caller is (SO_PEERCRED): root and the load balancer's own user are
-served; the file's permissions keep all others away before that. Over TCP every request but the dashboard's
-page itself needs the token.
+On a Unix socket the kernel says who the caller is (SO_PEERCRED): root is served, and the user that lb was
+started as; the file's permissions (0600, of that user) keep all others away before that. Over TCP every
+request but the dashboard's page itself needs the token.
 
 A browser is a caller whose owner may not know what it asks, so whatever the address (people forward Unix
-sockets to a local port, too): Host must be the address that is listened on, localhost or an IP literal of
-the machine, which a name that somebody makes to mean this machine is not (DNS rebinding); Origin, when there
-is one, must be that of the page that we serve; and what changes something must say that it is JSON, which no
-form of another site can without being asked first.
+sockets to a local port, too): Host must be the address that is listened on, localhost, an IP literal of the
+machine or, listening on all addresses, the machine's own host name, which a name that somebody makes to mean
+this machine is not (DNS rebinding); Origin, when there is one, must be that of the page that we serve; and
+what changes something must say that it is JSON, which no form of another site can without being asked first.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from lb.control.peers import network
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PAGE: Final = "/"  # the dashboard's page holds no figures: it asks for the token itself
+
+_ELSEWHERE: Final = (
+    "Host is not the address that the admin API listens on, nor localhost: ask for it by its IP address"
+    " (or, where it listens on all, by the machine's own host name), or through a tunnel to localhost"
+)
 
 FAILURES: Final = 10  # wrong tokens that an address may show at once
 FAILURES_RATE: Final = 0.5  # and a second afterwards
@@ -138,7 +143,7 @@ def _changes(request: web.Request) -> bool:
 
 def _check_user(connection: Connection) -> None:
     if connection.uid not in (0, os.geteuid()):
-        raise Refused(403, f"uid {connection.uid} is neither root nor the load balancer's user")
+        raise Refused(403, f"uid {connection.uid} is neither root nor the user that lb was started as")
 
 
 def _check_token(request: web.Request, connection: Connection, token: str, failures: Failures) -> None:
@@ -165,7 +170,7 @@ def _check_browser(request: web.Request, connection: Connection, listen: str) ->
     hosts = request.headers.getall("Host", [])
     host = host_name(hosts[0]) if len(hosts) == 1 else None
     if host is None or not is_ours(host, connection, listen):
-        raise Refused(421, "Host is not the address that the admin API listens on, nor localhost")
+        raise Refused(421, _ELSEWHERE)
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() not in (
         f"http://{hosts[0]}".lower(),
@@ -201,9 +206,10 @@ def is_ours(host: str, connection: Connection, listen: str) -> bool:
     if host == listened:
         return True
     wildcard = _literal(listened or "0.0.0.0")
-    # An address can't be made to mean another machine; behind a NAT it need not be one of our interfaces'.
-    if literal is not None and wildcard is not None and wildcard.is_unspecified:
-        return True
+    if wildcard is not None and wildcard.is_unspecified:
+        # An address can't be made to mean another machine; behind a NAT it need not be one of our
+        # interfaces'. What this machine is called is asked of the kernel alone.
+        return literal is not None or host == socket.gethostname().lower()
     return literal is not None and literal == _literal(connection.local)
 
 

@@ -18,9 +18,10 @@ _PROBLEMS: Final = {
     401: "Over TCP: the token is missing or wrong.",
     403: "The caller may not ask: another user, or a page of another site.",
     404: "There is no such thing.",
+    408: "The body did not come in time.",
     413: "The body is over 64 KiB.",
     415: "The body is not application/json.",
-    421: "Host is neither the address that is listened on nor localhost.",
+    421: "Host is neither the address that is listened on, nor localhost, nor this machine's name.",
     422: "The body is JSON, but says something that can't be done.",
     429: "Too many wrong tokens came from this address.",
     500: "A fault in lb.",
@@ -28,10 +29,11 @@ _PROBLEMS: Final = {
 }
 _ALWAYS: Final = (400, 401, 403, 421, 429, 500)
 _INTRODUCTION: Final = """\
-On a Unix socket (the default) the file's permissions decide: root and the load balancer's own user are
-served. On a TCP address each request needs the token: `Authorization: Bearer TOKEN`. Requests that change
+On a Unix socket (the default) the file's permissions decide: root and the user that lb was started as
+are served. On a TCP address each request needs the token: `Authorization: Bearer TOKEN`. Requests that change
 something need `Content-Type: application/json`, and all need a Host that is the address that is listened on,
-an IP address of it, or localhost. Unknown parameters and fields are refused. Problems are RFC 9457."""
+an IP address of it, localhost, or, where all addresses are listened on, the machine's own host name. Unknown
+parameters and fields are refused. Problems are RFC 9457."""
 
 
 @functools.cache
@@ -81,7 +83,7 @@ def _statuses(one: Operation) -> list[int]:
     if one.path or "worker" in one.query.__struct_fields__:
         found.append(404)
     if one.body is not None:
-        found += [413, 415, 422]
+        found += [408, 413, 415, 422]
     if one.waits:
         found.append(503)
     return sorted(found)

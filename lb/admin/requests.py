@@ -3,6 +3,7 @@ misspelt filter never closes everything."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -13,7 +14,8 @@ from lb.admin.problems import Refused
 from lb.admin.views import MAX_SECONDS, Word
 
 MAX_BODY: Final = 64 * 1024
-CURSOR: Final = r"^([0-9]{1,4}-[0-9]{1,10}-[0-9]{1,18}-[0-9]{1,12})?$"
+BODY_WITHIN: Final = 10.0  # seconds from the head on
+CURSOR: Final = r"^([0-9]{1,4}-[0-9]{1,10}-[0-9]{1,18}-[0-9]{1,12}-[0-9a-f]{16})?$"
 Asked = TypeVar("Asked")
 
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
@@ -73,8 +75,14 @@ def query(request: web.Request, kind: type[Asked]) -> Asked:
 
 async def body(request: web.Request, kind: type[Asked]) -> Asked:
     """The JSON body of `request`. Raises `Refused`: 400 where it is no JSON, 422 where it says something
-    else than `kind`."""
-    data = await request.read()
+    else than `kind`, 408 where it does not come."""
+    try:
+        async with asyncio.timeout(BODY_WITHIN):
+            data = await request.read()
+    except TimeoutError:
+        raise Refused(
+            408, f"the body did not come within {BODY_WITHIN:g}s", {"Connection": "close"}
+        ) from None
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -7,7 +7,9 @@ that lacks something is never taken for the whole.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -32,11 +34,12 @@ from workers.contract.messages import CloseTunnels, ListTunnels, TunnelFilter, T
 MAX_QUESTIONS: Final = 16  # rows of one page come in so many answers at most (a message has 64 KiB)
 MAX_REASON: Final = 123  # bytes: a control frame has 125, and the code takes two (RFC 6455, section 5.5)
 _ID: Final = re.compile(r"(\d{1,4})-(\d{1,10})-(\d{1,18})", re.ASCII)
-_CURSOR: Final = re.compile(r"(\d{1,4})-(\d{1,10})-(\d{1,18})-(\d{1,12})", re.ASCII)
+_CURSOR: Final = re.compile(r"(\d{1,4})-(\d{1,10})-(\d{1,18})-(\d{1,12})-([0-9a-f]{16})", re.ASCII)
 
 
 class _Place(NamedTuple):
-    """Where a page begins: behind tunnel `number` of process `pid` in `slot`; `total` as first counted."""
+    """Where a page begins: behind tunnel `number` of process `pid` in `slot`; `total` as first counted, -1
+    where that is not known."""
 
     slot: int = 0
     pid: int = 0
@@ -49,6 +52,7 @@ class Tunnels:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._key = secrets.token_bytes(16)
 
     async def page(self, request: web.Request) -> web.Response:
         """One page."""
@@ -58,7 +62,7 @@ class Tunnels:
             older=asked.older, idle=asked.idle,
         )  # fmt: skip
         workers = self._workers() if isinstance(asked.worker, UnsetType) else [self._worker(asked.worker)]
-        return json(await self._page(workers, where, asked.limit, _place(asked.cursor)))
+        return json(await self._page(workers, where, asked.limit, self._place(asked.cursor, where)))
 
     async def close(self, request: web.Request) -> web.Response:
         """Closes all that match, in all workers at once."""
@@ -92,9 +96,11 @@ class Tunnels:
         self, workers: Sequence[WorkerReport], where: TunnelFilter, limit: int, place: _Place
     ) -> TunnelPage:
         page = _Page(limit, place)
-        left = []
+        left, before = [], []
         for worker in workers:
-            if worker.slot >= place.slot:
+            if worker.slot < place.slot:
+                before.append(worker)
+            else:
                 # Who hangs is not waited for: a list is wanted most when something is wrong.
                 if self._hangs(worker):
                     page.missing.append(worker.slot)
@@ -104,8 +110,24 @@ class Tunnels:
             await self._fill(page, left.pop(0), where)
         total = place.total
         if total < 0:
-            total = page.total + await self._count(page, left, where)
-        return page.done(total, bool(left))
+            total = page.total + await self._count(page, [*before, *left], where)
+        return page.done(total, self._cursor(page.place, total, where) if page.more or left else "")
+
+    def _place(self, cursor: str, where: TunnelFilter) -> _Place:
+        """Where `cursor` says. Its total counts only if it was said here, of the same tunnels."""
+        if not cursor:
+            return _Place()
+        found = _CURSOR.fullmatch(cursor)
+        if found is None:
+            raise Refused(400, "cursor is not one that a page ended with")
+        place = _Place(*map(int, found.groups()[:4]))
+        ours = hmac.compare_digest(cursor, self._cursor(place, place.total, where))
+        return place if ours else place._replace(total=-1)
+
+    def _cursor(self, place: _Place, total: int, where: TunnelFilter) -> str:
+        text = f"{place.slot}-{place.pid}-{place.number}-{total}"
+        mac = hmac.digest(self._key, text.encode() + msgspec.json.encode(where), "sha256")
+        return f"{text}-{mac[:8].hex()}"
 
     def _hangs(self, worker: WorkerReport) -> bool:
         cells = self._control.board.slab(worker.slot).cells
@@ -189,9 +211,9 @@ class _Page:
         self.questions = 0
         self.total = 0
         self._limit = limit
-        self._place = place
+        self.place = place
         self._found: list[TunnelView] = []
-        self._more = False
+        self.more = False
 
     @property
     def room(self) -> int:
@@ -203,25 +225,21 @@ class _Page:
 
     def after(self, worker: WorkerReport) -> int:
         """The number that the page before ended with, if that was in this process."""
-        place = self._place
+        place = self.place
         return place.number if (place.slot, place.pid) == (worker.slot, worker.pid) else 0
 
     def add(self, worker: WorkerReport, tunnels: Sequence[TunnelReport], total: int, more: bool) -> None:
         self._found += [_view(worker, tunnel) for tunnel in tunnels]
         self.total += total
-        self._more = more
+        self.more = more
         last = tunnels[-1].number if tunnels else self.after(worker)
-        self._place = _Place(worker.slot, worker.pid, last)
+        self.place = _Place(worker.slot, worker.pid, last)
 
     def lacks(self, worker: WorkerReport) -> None:
         self.missing.append(worker.slot)
-        self._more = False
+        self.more = False
 
-    def done(self, total: int, workers_left: bool) -> TunnelPage:
-        cursor = ""
-        if self._more or workers_left:
-            slot, pid, number, _ = self._place
-            cursor = f"{slot}-{pid}-{number}-{total}"
+    def done(self, total: int, cursor: str) -> TunnelPage:
         return TunnelPage(
             tunnels=tuple(self._found), total=total, cursor=cursor, missing=tuple(sorted(self.missing))
         )
@@ -231,15 +249,6 @@ def _view(worker: WorkerReport, tunnel: TunnelReport) -> TunnelView:
     fields = msgspec.structs.asdict(tunnel)
     number = fields.pop("number")
     return TunnelView(id=f"{worker.slot}-{worker.pid}-{number}", worker=worker.slot, **fields)
-
-
-def _place(cursor: str) -> _Place:
-    if not cursor:
-        return _Place()
-    found = _CURSOR.fullmatch(cursor)
-    if found is None:
-        raise Refused(400, "cursor is not one that a page ended with")
-    return _Place(*map(int, found.groups()))
 
 
 def _id(text: str) -> tuple[int, int, int]:

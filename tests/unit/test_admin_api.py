@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from lb.admin import requests
 from lb.admin.operations import OPERATIONS
 from lb.admin.views import MAX_WEIGHT, ConfigView, ListenerView, PoolView, RouteView, ServerView, StatusView
 from lb.control.control import LastCheck
@@ -39,7 +40,7 @@ from workers.contract.snapshot import (
     Snapshot,
 )
 
-ODD = "unix:/run/app.sock?x#y%2F ü"
+ODD = "unix:/run/app.sock?x#y%2F ü{i}"
 SERVERS = (
     ServerSpec(slot=0, owner=1, name="10.0.0.1:80", host="10.0.0.1", port=80, weight=3, max_connections=9),
     ServerSpec(slot=1, owner=1, name="[::1]:80", host="::1", port=80, backup=True, addresses=("::1",)),
@@ -60,7 +61,7 @@ SNAPSHOT = Snapshot(
     ),
 )  # fmt: skip
 CHAT = "pools/chat/servers/10.0.0.1:80"
-ODD_PATH = "pools/chat/servers/unix%3A%2Frun%2Fapp.sock%3Fx%23y%252F%20%C3%BC"
+ODD_PATH = "pools/chat/servers/unix%3A%2Frun%2Fapp.sock%3Fx%23y%252F%20%C3%BC%7Bi%7D"
 
 
 @pytest.fixture
@@ -365,3 +366,18 @@ def test_head_is_get_without_the_body(admin: AdminServer) -> None:
         if one.method == "GET" and not one.path and one.name != "events":
             answer = admin.ask("HEAD", one.route.removeprefix("/"))
             assert (answer.status, answer.body) == (200, b"")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+    admin: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "BODY_WITHIN", 0.05)
+    connection = admin.connection()
+    connection.putrequest("PATCH", f"/api/v1/{CHAT}")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b"{")
+    response = connection.getresponse()
+    assert response.status == 408
+    assert "within 0.05s" in response.read().decode()
+    connection.close()

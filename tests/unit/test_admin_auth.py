@@ -177,6 +177,7 @@ def test_a_name_that_somebody_made_to_mean_us_is_refused(
     answer = admin.ask("GET", path, tcp=tcp, **headers)
     assert answer.status == 421
     assert answer.body["title"] == "Misdirected Request"
+    assert "by its IP address" in answer.body["detail"]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +191,17 @@ def test_a_name_that_somebody_made_to_mean_us_is_refused(
         ("2001:db8:0::1", "[2001:db8::1]:9181", "2001:db8::1", True),
         ("evil.example", "0.0.0.0:9181", "10.0.0.5", False),
         ("evil.example", ":9181", "10.0.0.5", False),
+        ("lb1", "0.0.0.0:9181", "10.0.0.5", True),
+        ("lb1", ":9181", "10.0.0.5", True),
+        ("lb1", "[::]:9181", "10.0.0.5", True),
+        ("lb1", "10.0.0.5:9181", "10.0.0.5", False),
         ("127.1.2.3", "10.0.0.5:9181", "10.0.0.5", True),
     ],
 )
-def test_hosts_of_addresses(host: str, listen: str, local: str, ours: bool) -> None:
+def test_hosts_of_addresses(
+    host: str, listen: str, local: str, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "LB1")
     assert is_ours(host, Connection(unix=False, peer="10.0.0.9", local=local), listen) is ours
 
 

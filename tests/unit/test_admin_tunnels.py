@@ -137,6 +137,19 @@ def test_a_later_page_asks_few_workers(api: Api) -> None:
     assert [slot for slot, _ in api.workers.asked] == [0]
 
 
+@pytest.mark.parametrize("cursor", ["2-102-3-999999999999", "9999-9999999999-999999999999999999-7"])
+def test_a_total_that_was_not_said_here_is_counted_anew(api: Api, cursor: str) -> None:
+    assert api.page(f"?cursor={cursor}-{'0' * 16}").total == 5
+    assert api.admin.get(f"tunnels?cursor={cursor}").status == 400
+
+
+def test_a_total_is_of_one_filter(api: Api) -> None:
+    first = api.page("?limit=2")
+    api.workers.numbers = {0: [1, 2, 3, 4, 5, 6], 1: [], 2: []}
+    assert api.page(f"?cursor={first.cursor}&limit=2").total == 5  # as first counted
+    assert api.page(f"?cursor={first.cursor}&limit=2&route=r").total == 6
+
+
 def test_questions_for_one_page_are_bounded(api: Api) -> None:
     api.workers.numbers = {0: list(range(1, 100)), 1: [], 2: [3]}
     api.workers.most = 1
