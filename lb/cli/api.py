@@ -1,19 +1,21 @@
-"""A client of the admin API: one request at a time, over a Unix socket or TCP, each with a deadline."""
+"""A client of the admin API: one request at a time, over a Unix socket or TCP, each with a deadline for the
+whole of it."""
 
 from __future__ import annotations
 
 import http.client
-import re
 import socket
+import time
 import urllib.parse
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from lb.admin.views import Problem
 from lb.cli.address import Address
 from lb.cli.client import Unreachable
+from lb.cli.text import one_line
 from lb.master.failures import reason
 
 Answer = TypeVar("Answer")
@@ -24,7 +26,6 @@ TIMEOUT: Final = 10.0
 RELOAD_TIMEOUT: Final = 60.0
 _PREFIX: Final = "/api/v1/"
 _MAX_ANSWER: Final = 64 * 1024 * 1024
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Refused(Exception):
@@ -35,18 +36,65 @@ class Refused(Exception):
         self.status = status
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+class _Socket(socket.socket):
+    """A socket whose operations end at `deadline` (monotonic), however many there are. Http.client reads by
+    `recv_into` and sends by `sendall`."""
 
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
+    deadline = 0.0
+
+    def left(self) -> float:
+        """Seconds. Raises `TimeoutError` where there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
+        """Receives within what is left."""
+        self.settimeout(self.left())
+        return super().recv_into(*arguments, **named)
+
+    def sendall(self, *arguments: Any, **named: Any) -> None:
+        """Sends within what is left."""
+        self.settimeout(self.left())
+        super().sendall(*arguments, **named)
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP to an address, over a Unix socket where it is one."""
+
+    def __init__(self, address: Address, timeout: float) -> None:
+        super().__init__(address.host or "localhost", address.port or None)
+        self._path = address.path
+        self._deadline = time.monotonic() + timeout
 
     def connect(self) -> None:
         """Connects; `http.client` calls it before the request."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        if self._path:
+            self._connect(socket.AF_UNIX, self._path)
+            return
+        # The first address that answers, of all of them in turn.
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for index, (family, _, _, _, place) in enumerate(found):
+            try:
+                self._connect(family, place)
+                return
+            except TimeoutError:
+                raise
+            except OSError:
+                if index == len(found) - 1:
+                    raise
+
+    def _connect(self, family: int, place: Any) -> None:
+        sock = _Socket(family, socket.SOCK_STREAM)
+        sock.deadline = self._deadline
+        try:
+            sock.settimeout(sock.left())
+            sock.connect(place)
+        except OSError:
+            sock.close()
+            raise
+        self.sock = sock
 
 
 class Api:
@@ -73,7 +121,7 @@ class Api:
         return self._decode(self._exchange(method, path, encoded, timeout or self._timeout), kind)
 
     def _exchange(self, method: str, target: str, body: bytes | None, timeout: float) -> bytes:
-        connection = self._connection(timeout)
+        connection = _Connection(self.address, timeout)
         headers = {"Accept": "application/json", "Connection": "close"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -99,11 +147,6 @@ class Api:
             raise self._refusal(response, answer)
         return answer
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        if self.address.path:
-            return _UnixConnection(self.address.path, timeout)
-        return http.client.HTTPConnection(self.address.host, self.address.port, timeout=timeout)
-
     def _refusal(self, response: http.client.HTTPResponse, answer: bytes) -> Refused:
         kind = response.headers.get_content_type()
         if kind != "application/problem+json":
@@ -128,8 +171,3 @@ class Api:
 def quoted(name: str) -> str:
     """A pool's or server's name as a part of a path."""
     return urllib.parse.quote(name, safe="")
-
-
-def one_line(text: str) -> str:
-    """`text` without line ends and other control characters, which a terminal would obey."""
-    return _CONTROL.sub(" ", text).strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import socket
+import time
 import tomllib
 from typing import Final
 
@@ -47,12 +48,17 @@ def ask(request: Request, config: pathlib.Path | None, admin: str | None, timeou
 
 
 def _exchange(place: pathlib.Path, request: Request, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(str(place))
         connection.sendall(msgspec.json.encode(request) + b"\n")
         answer = bytearray()
         while len(answer) <= _MAX_REPLY and not answer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            connection.settimeout(left)
             part = connection.recv(65536)
             if not part:
                 break

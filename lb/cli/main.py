@@ -15,6 +15,8 @@ from lb.master.failures import EXIT_USAGE
 
 Arguments = argparse.Namespace
 
+EXIT_INTERRUPTED: Final = 130  # what a shell says of a process that SIGINT ended
+
 
 class Command(NamedTuple):
     """One command: what it does, in a line; an example; its arguments; and its function, which returns
@@ -111,11 +113,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 
 def _finish(command: Command, arguments: Arguments) -> int:
-    """Runs `command`. Whoever reads what it prints may stop reading (`lb status | head -1`)."""
+    """Runs `command`. Whoever reads what it prints may stop reading (`lb status | head -1`), and whoever has
+    asked for it may have waited for long enough (Ctrl-C)."""
     try:
         code = command.run(arguments)
         sys.stdout.flush()  # here, as what fails at the exit of Python is told to the user
         return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         if command.run in (_run, _demo):
             raise

@@ -12,6 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 ENDED: Final = "\x04"  # Ctrl-D, and what stands for a terminal that is gone
+_ESCAPE: Final = "\x1b"
+_PAUSE: Final = 0.05  # seconds
+_SEQUENCE: Final = 32  # characters of the longest sequence
 _CONTROL_CHARACTERS: Final = 6
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -47,14 +50,20 @@ class Keys:
             signal.signal(number, handler)
 
     def wait(self, seconds: float) -> str:
-        """The key that is pressed within `seconds`; "" when there is none."""
+        """The key that is pressed within `seconds`; "" when there is none. Keys that send several characters,
+        such as the arrows, count as none."""
         if self._terminal < 0:
             select.select([], [], [], seconds)
             return ""
         if not select.select([self._terminal], [], [], seconds)[0]:
             return ""
         try:
-            return os.read(self._terminal, 1).decode("latin-1") or ENDED
+            key = os.read(self._terminal, 1).decode("latin-1") or ENDED
+            # What follows an escape without a pause is not typed: the terminal sent it.
+            if key == _ESCAPE and select.select([self._terminal], [], [], _PAUSE)[0]:
+                os.read(self._terminal, _SEQUENCE)
+                return ""
+            return key
         except OSError:  # the terminal is gone
             return ENDED
 

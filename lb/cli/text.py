@@ -65,6 +65,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub("?", text)
 
 
+def one_line(text: str) -> str:
+    """`text`, cleaned, with spaces for its line ends."""
+    return clean(" ".join(text.split()))
+
+
 def cut(text: str, width: int) -> str:
     """`text` in `width` characters, with "..." where something is left out."""
     return text if len(text) <= width else text[: max(0, width - 3)] + "..."[: max(0, width)]

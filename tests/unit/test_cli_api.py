@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +13,12 @@ import pytest
 from lb.admin.views import StatusView
 from lb.cli import address
 from lb.cli.api import Api, Refused, quoted
-from lb.cli.client import Unreachable
+from lb.cli.client import Unreachable, ask
 from lb.master import places
+from lb.master.report import Request
+from tests.harness.waiting import eventually
 from tests.unit.admin_server import AdminServer, Answer, status_view
+from tests.unit.terminal import Terminal
 
 
 @pytest.fixture
@@ -48,11 +54,11 @@ def test_names_are_parts_of_a_path(name: str, part: str) -> None:
 
 
 def test_a_problem_becomes_one_line(server: AdminServer) -> None:
-    problem = {"title": "Bad", "status": 422, "detail": "first\n\x1b[31msecond"}
+    problem = {"title": "Bad", "status": 422, "detail": "first\n\x1b[31msecond\u202e"}
     server.says("POST reload", problem, 422)
     with pytest.raises(Refused) as caught:
         api(server).send("POST", "reload", None, StatusView)
-    assert str(caught.value) == "first [31msecond"
+    assert str(caught.value) == "first ?[31msecond?"
     assert caught.value.status == 422
 
 
@@ -82,6 +88,62 @@ def test_an_answer_has_a_deadline(server: AdminServer) -> None:
     server.answers["GET status"] = Answer(status=-1)
     with pytest.raises(Unreachable, match=r"does not answer within 0\.2s"):
         api(server, 0.2).get("status", StatusView)
+
+
+@pytest.fixture
+def dripping(request: pytest.FixtureRequest, socket_folder: str) -> Iterator[str]:
+    """Where something sends `request.param` and goes on with more of it, a piece each moment, for ever."""
+    path = f"{socket_folder}/drip.sock"
+    over = threading.Event()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+
+    def drip() -> None:
+        client, _ = listening.accept()
+        begin, more = request.param
+        with client, contextlib.suppress(OSError):
+            client.sendall(begin)
+            while not over.wait(0.01):
+                client.sendall(more)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    yield path
+    over.set()
+    thread.join()
+    listening.close()
+
+
+@pytest.mark.parametrize(
+    "dripping",
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    indirect=True,
+)
+def test_the_deadline_is_that_of_the_whole_answer(dripping: str) -> None:
+    with pytest.raises(Unreachable, match=r"does not answer within 0\.2s"):
+        Api(address.Address(path=dripping), 0.2).get("status", StatusView)
+
+
+@pytest.mark.parametrize("dripping", [(b"", b" ")], indirect=True)
+def test_a_command_has_a_deadline_too(dripping: str) -> None:
+    with pytest.raises(Unreachable, match=r"does not answer within 0\.2s"):
+        ask(Request(command="status"), None, f"unix:{dripping}", 0.2)
+
+
+@pytest.mark.parametrize("command", [("tunnels",), ("server", "web/a")])
+def test_who_waits_may_interrupt(server: AdminServer, command: tuple[str, ...]) -> None:
+    for asked in ("tunnels", "pools", "pools/web", "pools/web/servers/a", "status"):
+        server.answers[f"GET {asked}"] = Answer(status=-1)
+    with Terminal(*command, "--admin", server.address) as terminal:
+        eventually(lambda: bool(server.asked), "it asks")
+        terminal.types("\x03")
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.shown
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

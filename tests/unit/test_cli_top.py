@@ -221,6 +221,21 @@ def test_keys_leave_and_the_terminal_is_as_before(key: str, server: AdminServer)
         assert "Traceback" not in terminal.shown
 
 
+def goes_on(server: AdminServer) -> None:
+    goal = len(server.asked) + 4
+    eventually(lambda: len(server.asked) >= goal, "it asks again")
+
+
+def test_arrow_keys_are_no_escape(server: AdminServer) -> None:
+    with live(server) as terminal:
+        terminal.wait_for("web/10.0.0.1:80")
+        for sequence in ("\x1b[A", "\x1bOB", "\x1b[5~", "\x1b[1;5C"):
+            terminal.types(sequence)
+            goes_on(server)
+        terminal.types("\x1b")
+        assert terminal.end() == 0
+
+
 def test_a_signal_ends_it_in_order(server: AdminServer) -> None:
     with live(server) as terminal:
         terminal.wait_for("web/10.0.0.1:80")
