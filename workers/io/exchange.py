@@ -324,6 +324,7 @@ class Exchange(ResponseSide):
         """The client left: the server connection is freed at once."""
         if self.queued:
             self._leave_waiting()
+        self._was_well()
         self._detach()
         self.conclude(self.response.status if self.response else CLIENT_CLOSED, "client_closed")
 
@@ -350,6 +351,8 @@ class Exchange(ResponseSide):
         """The response can't be completed: the client must not take it for the whole."""
         if self.server is not None and error.side == "upstream":
             self.server.failed(error.refusal)
+        else:
+            self._was_well()
         self._detach()
         status = self.response.status if self.response is not None else 0
         client = self.client
@@ -407,13 +410,20 @@ class Exchange(ResponseSide):
         else:
             upstream.exchange = None
             upstream.close()
+        self._was_well()
         self.server = None
         self.last_server = server.spec.name
-        if server.watch is not None and response.status < 500:
-            server.answered(response.status)  # only now: it might have failed in the middle
         server.end()
         self.conclude(response.status, "")
         self.client.next()
+
+    def _was_well(self) -> None:
+        """The server did nothing wrong to the end; only now, since it might have failed in the middle. (An
+        answer of 500 and above is taken in with its head.)"""
+        server = self.server
+        response = self.response
+        if server is not None and server.watch is not None and response is not None and response.status < 500:
+            server.answered(response.status)
 
     def conclude(self, status: int, reason: str) -> bool:
         """Counts and logs the exchange, and takes it off its client; once. Returns whether it was logged."""

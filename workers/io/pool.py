@@ -430,12 +430,14 @@ class Pool:
         waiting = self.waiting
         # One that is stuck to a full server, or has tried the one that is free, must not hold up the others,
         # nor may they all be asked.
+        passed = 0
         for _ in range(min(len(waiting), _LOOKED_AT)):
             exchange = waiting.popleft()
             if not exchange.leave_queue():
                 waiting.append(exchange)
+                passed += 1
                 if not (self.keyed or exchange.excluded):
-                    waiting.rotate(1)
+                    waiting.rotate(passed)  # nobody loses his turn
                     break
         self.count_queue()
 
