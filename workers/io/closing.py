@@ -90,10 +90,9 @@ class Closing:
         except TlsTruncated:
             size = 0  # no close_notify: WebSocket's own Close says whether the end was meant
         except OSError:
-            if pipe.name in self.waiting:
+            if not self.may_fail(pipe.name):
                 self.tunnel.broken(pipe.name)
-                return
-            size = 0  # it has said its last word: how its connection ends is nobody's concern
+            return
         if not size:
             pipe.ended = True
             pipe.pause()
@@ -126,6 +125,24 @@ class Closing:
             return
         if sent < len(data):
             pipe.keep(data[sent:])
+
+    def may_fail(self, name: str) -> bool:
+        """The connection of `name` failed. Where its own Close has come it has said its last word: how it ends
+        is nobody's concern then, and what it was still to be sent is dropped."""
+        if name in self.waiting:
+            return False
+        tunnel = self.tunnel
+        source, sink = tunnel.from_client, tunnel.from_server
+        if name == "server":
+            source, sink = sink, source
+        source.ended = True
+        source.pause()
+        sink.out = b""
+        sink.worker.loop.remove_writer(sink.sink_fd)
+        self.look()
+        if tunnel.open:
+            sink.resume()
+        return True
 
     def look(self) -> None:
         """Ends the tunnel where all is said and sent."""

@@ -201,8 +201,10 @@ class Pipe:
             self.worker.loop.mute_reader(self.source_fd, self._on_hangup)
 
     def _on_hangup(self) -> None:
-        if self.tunnel.open and not self.reading and has_failed(self.source):
-            self.tunnel.broken(self.name)
+        tunnel = self.tunnel
+        if tunnel.open and not self.reading and has_failed(self.source):
+            if tunnel.closing is None or not tunnel.closing.may_fail(self.name):
+                tunnel.broken(self.name)
 
     def abandon(self) -> None:
         """Ends the tunnel at once."""
@@ -362,7 +364,9 @@ class Tunnel:
 
     def sink_failed(self, pipe: Pipe) -> None:
         """The sink of `pipe` does not take bytes any more: its owner is gone."""
-        self.broken("server" if pipe.name == "client" else "client")
+        owner = "server" if pipe.name == "client" else "client"
+        if self.closing is None or not self.closing.may_fail(owner):
+            self.broken(owner)
 
     def broken(self, name: str) -> None:
         """The connection of `name` failed: the other side must not take that for an end."""
