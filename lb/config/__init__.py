@@ -1,6 +1,6 @@
 """The configuration: read, checked, compared and compiled for the workers."""
 
-from lb.config.compile import Compiled, compile, verify
+from lb.config.compile import Compiled, compile, recompile, verify
 from lb.config.diff import Change, diff, refuse_live
 from lb.config.load import check, load, parse
 from lb.config.problems import ConfigErrors, Problem
@@ -19,6 +19,7 @@ __all__ = [
     "diff",
     "load",
     "parse",
+    "recompile",
     "refuse_live",
     "verify",
 ]

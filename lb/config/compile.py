@@ -12,8 +12,8 @@ from types import MappingProxyType
 import msgspec
 
 from lb.config.certificates import CertificateError, expiry_warning, load_certificates
-from lb.config.controlspec import control_spec, read_token
-from lb.config.found import every_server
+from lb.config.controlspec import control_spec, names_of, read_token
+from lb.config.found import every_server, with_files
 from lb.config.poolspec import PoolCompiler
 from lb.config.problems import ConfigErrors, Problem, Report
 from lb.config.route import Route
@@ -28,11 +28,13 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """A configuration that is ready to be served. `config` has the warnings about the files that
     it names as well. `certificates` holds chain and key in PEM by listener and certificate name; they
     travel beside the snapshot, never in it. `control.admin` is None where the file doesn't say: see
-    `Config.admin_address`."""
+    `Config.admin_address`. `discovery` is what the servers come from: what had been found, and what was in
+    files that nobody had looked into."""
 
     config: Config
     snapshot: spec.Snapshot
     control: ControlSpec
+    discovery: Discovery
     certificates: Mapping[tuple[str, str], bytes]
 
 
@@ -47,6 +49,15 @@ def compile(
     the token that don't exist are made. Raises `ConfigErrors`.
     """
     return _Compiler(config, state, in_use, discovery or Discovery(), make_files=True).run(generation)
+
+
+def recompile(
+    before: Compiled, state: State, generation: int, in_use: InUse, discovery: Discovery
+) -> tuple[Compiled, State]:
+    """`before` with the servers and addresses of `discovery`, and the next state. Everything else stays as it
+    was compiled, and no file is read: what is found takes nothing along that waits for a reload, and fails
+    for nothing that has become wrong since. Raises `ConfigErrors`."""
+    return _Compiler(before.config, state, in_use, discovery, make_files=False).again(before, generation)
 
 
 def verify(config: Config) -> Config:
@@ -80,9 +91,33 @@ class _Compiler:
         self._make_files = make_files
         self._pools = PoolCompiler(config, state, discovery, self._errors, make_keys=make_files)
 
+    def again(self, before: Compiled, generation: int) -> tuple[Compiled, State]:
+        servers = every_server(self._config, self._discovery, self._warnings)
+        rows = assign_rows(self._config, servers, self._state, self._in_use, generation, self._errors)
+        if self._errors.problems:
+            raise ConfigErrors(self._errors.problems)
+        self._rows = rows
+        retired_routes, retired_servers = self._retired()
+        snapshot = msgspec.structs.replace(
+            before.snapshot,
+            generation=generation,
+            pools=tuple(self._pools.again(before.snapshot.pools, servers, rows)),
+            retired_routes=retired_routes,
+            retired_servers=retired_servers,
+        )
+        control = msgspec.structs.replace(before.control, generation=generation, names=names_of(snapshot))
+        compiled = msgspec.structs.replace(
+            before, snapshot=snapshot, control=control, discovery=self._discovery
+        )
+        following = msgspec.structs.replace(
+            self._state, listeners=rows.listeners, routes=rows.routes, pools=rows.pools, servers=rows.servers
+        )
+        return compiled, following
+
     def run(self, generation: int) -> tuple[Compiled, State]:
         config = self._config
-        servers = every_server(config, self._state, self._discovery, self._errors, self._warnings)
+        discovery = with_files(config, self._state, self._discovery, self._errors)
+        servers = every_server(config, discovery, self._warnings)
         self._rows = assign_rows(config, servers, self._state, self._in_use, generation, self._errors)
         snapshot = self._snapshot(generation, tuple(self._pools.run(servers, self._rows)))
         control = control_spec(config, snapshot, self._errors, self._warnings, make_token=self._make_files)
@@ -92,6 +127,7 @@ class _Compiler:
             config=msgspec.structs.replace(config, file_warnings=tuple(self._warnings.problems)),
             snapshot=snapshot,
             control=control,
+            discovery=discovery,
             certificates=MappingProxyType(self._certificates),
         )
         return compiled, self._next_state()
@@ -100,14 +136,12 @@ class _Compiler:
         for listener in self._config.listen:
             self._listen_tls(listener)
         self._pools.read_files()
-        every_server(self._config, self._state, self._discovery, self._errors, self._warnings)
+        with_files(self._config, self._state, self._discovery, self._errors)
         read_token(self._config, self._errors, self._warnings, make=False)
         return self._errors.problems
 
     def _snapshot(self, generation: int, pools: tuple[spec.PoolSpec, ...]) -> spec.Snapshot:
-        state, rows = self._state, self._rows
-        routes = retired(state.routes, rows.routes, lambda row: self._in_use("route", row))
-        servers = retired(state.servers, rows.servers, lambda row: self._in_use("server", row))
+        retired_routes, retired_servers = self._retired()
         return spec.Snapshot(
             generation=generation,
             listeners=tuple(map(self._listener, self._config.listen)),
@@ -115,10 +149,17 @@ class _Compiler:
             pools=pools,
             drain=spec.DrainSpec(hard_stop=self._config.drain.hard_stop),
             access_log=self._access_log(),
-            retired_routes=tuple(
-                spec.RetiredRow(slot=row.slot, owner=row.owner, name=name) for name, row in routes.items()
-            ),
-            retired_servers=tuple(
+            retired_routes=retired_routes,
+            retired_servers=retired_servers,
+        )
+
+    def _retired(self) -> tuple[tuple[spec.RetiredRow, ...], tuple[spec.RetiredRow, ...]]:
+        state, rows = self._state, self._rows
+        routes = retired(state.routes, rows.routes, lambda row: self._in_use("route", row))
+        servers = retired(state.servers, rows.servers, lambda row: self._in_use("server", row))
+        return (
+            tuple(spec.RetiredRow(slot=row.slot, owner=row.owner, name=name) for name, row in routes.items()),
+            tuple(
                 spec.RetiredRow(slot=row.slot, owner=row.owner, name=name, pool=pool)
                 for (pool, name), row in servers.items()
             ),

@@ -36,7 +36,7 @@ def control_spec(
         admin=None if listen == "off" else listen,
         admin_token=read_token(config, errors, warnings, make=make_token),
         nameservers=config.dns.nameservers,
-        names=_names(snapshot),
+        names=names_of(snapshot),
         discover=tuple(
             DiscoverSpec(pool=pool.name, srv=pool.srv)
             if pool.discover is None
@@ -52,7 +52,8 @@ def control_spec(
     )
 
 
-def _names(snapshot: Snapshot) -> tuple[str, ...]:
+def names_of(snapshot: Snapshot) -> tuple[str, ...]:
+    """The host names of the servers in `snapshot`: what is to be resolved."""
     hosts = {server.host for pool in snapshot.pools for server in pool.servers if server.host is not None}
     return tuple(sorted(host for host in hosts if not _is_address(host)))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
 
 from lb.config import text
 from lb.config.pool import Pool, Server
@@ -14,37 +17,49 @@ from lb.config.state import State
 from lb.config.text import Wrong
 from lb.control.spec import Discovery, FoundServer
 
+_MOST_WARNINGS: Final = 20  # for one pool
 
-def every_server(
-    config: Config, state: State, discovery: Discovery, errors: Report, warnings: Report
-) -> dict[str, tuple[Server, ...]]:
-    """The servers by pool. A file that can't be read is an error; what was found and can't be used, such as
-    a name that the pool has already, is a warning."""
+
+def every_server(config: Config, discovery: Discovery, warnings: Report) -> dict[str, tuple[Server, ...]]:
+    """The servers by pool. What was found and can't be used, such as a name that the pool has already, is a
+    warning."""
     servers: dict[str, tuple[Server, ...]] = {}
     for pool in config.pool:
         servers[pool.name] = pool.every_server
         if pool.discovers:
-            found = _found(config, pool, state, discovery, errors)
-            servers[pool.name] += tuple(_usable(pool, found, warnings))
+            left_out: list[tuple[str, str | None]] = []
+            found = discovery.servers.get(pool.name, ())
+            servers[pool.name] += tuple(_usable(pool, found, left_out))
+            for message, value in left_out[:_MOST_WARNINGS]:
+                warnings.add(_place(pool), message, value=value)
+            if (more := len(left_out) - _MOST_WARNINGS) > 0:
+                warnings.add(_place(pool), f"{more} more servers that were found are not used")
     return servers
+
+
+def with_files(config: Config, state: State, discovery: Discovery, errors: Report) -> Discovery:
+    """`discovery`, and what is in the files that were not looked into yet. One that can't be read is an
+    error."""
+    servers = dict(discovery.servers)
+    for pool in config.pool:
+        if pool.discover is not None:
+            servers[pool.name] = _in_file(config, pool, pool.discover.file, state, discovery, errors)
+    return msgspec.structs.replace(discovery, servers=servers)
 
 
 def _place(pool: Pool) -> Path:
     return ("pool", pool.name, "servers" if pool.discover is None else "discover")
 
 
-def _found(
-    config: Config, pool: Pool, state: State, discovery: Discovery, errors: Report
+def _in_file(
+    config: Config, pool: Pool, file: str, state: State, discovery: Discovery, errors: Report
 ) -> tuple[FoundServer, ...]:
-    """What discovery found; where it has not looked into the file yet, what is in there now."""
     found = discovery.servers.get(pool.name)
-    if pool.discover is None:
-        return found or ()
-    if found is not None and state.servers_files.get(pool.name) == pool.discover.file:
+    if found is not None and state.servers_files.get(pool.name) == file:
         return found
-    if not pool.discover.file:
+    if not file:
         return ()  # was refused already
-    path = config.resolve(pool.discover.file)
+    path = config.resolve(file)
     try:
         return read_servers_file(path)
     except ServersFileError as error:
@@ -52,20 +67,21 @@ def _found(
         return ()
 
 
-def _usable(pool: Pool, found: Iterable[FoundServer], warnings: Report) -> Iterator[Server]:
+def _usable(
+    pool: Pool, found: Iterable[FoundServer], left_out: list[tuple[str, str | None]]
+) -> Iterator[Server]:
     names = {server.label for server in pool.every_server}
     for one in found:
         if one.name in names:
             message = (
                 f"a server that was found is called {one.name}, as another one of the pool: it is not used"
             )
-            warnings.add(_place(pool), message)
+            left_out.append((message, None))
             continue
         try:
             name, address = text.server_name(one.name), text.server_address(one.address)
         except Wrong as wrong:
-            message = f"a server that was found is not used: {wrong.message}"
-            warnings.add(_place(pool), message, value=one.address)
+            left_out.append((f"a server that was found is not used: {wrong.message}", one.address))
             continue
         names.add(one.name)
         yield Server(name=name, address=address, weight=one.weight, backup=one.backup)

@@ -42,6 +42,17 @@ class PoolCompiler:
         for pool in self._config.pool:
             yield self._pool(pool, servers[pool.name], rows)
 
+    def again(
+        self, before: tuple[spec.PoolSpec, ...], servers: Mapping[str, tuple[Server, ...]], rows: AllRows
+    ) -> Iterator[spec.PoolSpec]:
+        """The specs `before`, those of the same configuration, with other servers. Reads no file."""
+        for pool, compiled in zip(self._config.pool, before, strict=True):
+            yield msgspec.structs.replace(
+                compiled,
+                servers=self._servers(pool, servers[pool.name], rows),
+                checks=_checks(pool, servers[pool.name]),
+            )
+
     def read_files(self) -> None:
         """Reports what is wrong with the files that the pools name."""
         for pool in self._config.pool:
@@ -53,13 +64,12 @@ class PoolCompiler:
     def _pool(self, pool: Pool, servers: tuple[Server, ...], rows: AllRows) -> spec.PoolSpec:
         kind, _, name = pool.hash_on.partition(":")
         row = row_of(rows.pools, pool.name)
-        checks = tuple(_health(checks_of(pool.health, server.health)) for server in servers)
         return spec.PoolSpec(
             slot=row.slot,
             owner=row.owner,
             name=pool.name,
-            servers=tuple(self._server(pool, server, rows) for server in servers),
-            checks=checks if any(checks) else (),
+            servers=self._servers(pool, servers, rows),
+            checks=_checks(pool, servers),
             eject=None if pool.eject is None else _eject(pool.eject),
             slow_start=pool.slow_start,
             balance=pool.balance,
@@ -70,6 +80,9 @@ class PoolCompiler:
             keep_alive=spec.KeepAliveSpec(**msgspec.structs.asdict(pool.keep_alive)),
             tls=None if pool.tls is None else self._pool_tls(pool, pool.tls),
         )
+
+    def _servers(self, pool: Pool, servers: tuple[Server, ...], rows: AllRows) -> tuple[spec.ServerSpec, ...]:
+        return tuple(self._server(pool, server, rows) for server in servers)
 
     def _server(self, pool: Pool, server: Server, rows: AllRows) -> spec.ServerSpec:
         host: str | None = None
@@ -141,6 +154,11 @@ class PoolCompiler:
         else:
             return pem
         return ""
+
+
+def _checks(pool: Pool, servers: tuple[Server, ...]) -> tuple[spec.HealthSpec | None, ...]:
+    checks = tuple(_health(checks_of(pool.health, server.health)) for server in servers)
+    return checks if any(checks) else ()
 
 
 def _health(checks: Health | None) -> spec.HealthSpec | None:

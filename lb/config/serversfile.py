@@ -85,7 +85,7 @@ def _yaml(content: str) -> object:
             raise ServersFileError("is nested too deep" if depth > _MAX_DEPTH else "has too many parts")
         if isinstance(event, yaml.AliasEvent):
             # A kilobyte of them can stand for more than any memory holds.
-            raise ServersFileError(f"has an alias, *{_cut(event.anchor)}: write out what it stands for")
+            raise ServersFileError(f"has an alias, *{_cut(str(event.anchor))}: write out what it stands for")
     return yaml.load(content, _YamlLoader)
 
 

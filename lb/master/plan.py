@@ -6,14 +6,17 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 
 from lb import config as configuration
-from lb.config import Config, ConfigErrors, State
+from lb.config import Compiled, Config, ConfigErrors, State
 from lb.control.spec import ControlSpec, Discovery
 from workers.contract.scoreboard import Capacity
 from workers.contract.snapshot import Snapshot
+
+_SHOWN: Final = 8  # addresses of one name in a line
 
 InUse = Callable[[str, int], bool]
 
@@ -68,21 +71,33 @@ def read(path: pathlib.Path, before: Plan, generation: int, in_use: InUse) -> Pl
 
 
 def found(before: Plan, generation: int, in_use: InUse, discovery: Discovery) -> Plan:
-    """The configuration of `before` with the servers of `discovery`. Raises `ConfigErrors`."""
-    plan = _compiled(before.config, before.state, generation, in_use, discovery)
-    return replace(plan, workers=before.workers).with_admin(before.control.admin)
+    """The configuration of `before` with the servers of `discovery`, for which no file is read. Raises
+    `ConfigErrors`."""
+    served = Compiled(
+        config=before.config,
+        snapshot=before.snapshot,
+        control=before.control,
+        discovery=before.discovery,
+        certificates=before.certificates,
+    )
+    compiled, following = configuration.recompile(served, before.state, generation, in_use, discovery)
+    return _plan(compiled, following, before.workers)
 
 
 def _compiled(config: Config, state: State, generation: int, in_use: InUse, discovery: Discovery) -> Plan:
     compiled, following = configuration.compile(config, state, generation, in_use, discovery)
+    return _plan(compiled, following, config.process.workers or usable_cores())
+
+
+def _plan(compiled: Compiled, state: State, workers: int) -> Plan:
     return Plan(
         config=compiled.config,
         snapshot=compiled.snapshot,
         control=compiled.control,
-        discovery=discovery,
+        discovery=compiled.discovery,
         certificates=compiled.certificates,
-        state=following,
-        workers=config.process.workers or usable_cores(),
+        state=state,
+        workers=workers,
     )
 
 
@@ -116,7 +131,9 @@ def servers_changed(before: Plan, after: Plan) -> tuple[str, ...]:
     resolved = before.discovery.addresses
     for host, addresses in after.discovery.addresses.items():
         if addresses != resolved.get(host):
-            lines.append(f"{host} is {', '.join(addresses) or 'no address'}")
+            more = len(addresses) - _SHOWN
+            shown = ", ".join(addresses[:_SHOWN]) or "no address"
+            lines.append(f"{host} is {shown}" + (f" and {more} more" if more > 0 else ""))
     return tuple(lines)
 
 

@@ -16,9 +16,10 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.config import Compiled, ConfigErrors, State, check, compile, parse, verify
+from lb.config import Compiled, ConfigErrors, State, check, compile, parse, recompile, verify
 from lb.config.state import Rows, assign
 from lb.config.stickykeys import KeyFileError, create_key, random_key, read_key
+from lb.control.spec import Discovery, FoundServer
 from workers.contract import snapshot as spec
 from workers.contract.scoreboard import Capacity
 
@@ -598,3 +599,78 @@ def test_a_named_pipe_is_refused(at: str, text: str, tmp_path: pathlib.Path) -> 
     """The master reads these files, and must not wait for whoever has the other end."""
     os.mkfifo(tmp_path / "pipe")
     assert f"{at}: DIR/pipe: can't be read: it is no regular file" in refusal(text, tmp_path)
+
+
+# --- other servers for the same configuration ------------------------------------------------------------
+
+
+def test_other_servers_take_no_file_along(tmp_path: pathlib.Path) -> None:
+    """A DNS answer deploys no certificate that waits for a reload, and does not fail because of one."""
+    pem = write_certificate(tmp_path, "www.example.com")
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    (tmp_path / "token").chmod(0o600)
+    (tmp_path / "servers.json").write_text('[{"targets": ["a.internal:1"]}]')
+    text = VALID.replace("[[", f'[listen.main.tls]\ncerts = ["{pem.name}"]\n[[')
+    text += f'sticky = {{ cookie = "c", key_file = "key" }}\ntls.ca = "{pem.name}"\n'
+    text += 'discover.file = "servers.json"\n[pool.spare]\nservers = ["b.internal:2"]\nsticky.cookie = "d"\n'
+    text += '[admin]\nlisten = "127.0.0.1:9"\ntoken_file = "token"\n'
+    before, state = build(text, tmp_path)
+    names = [server.name for server in before.snapshot.pools[0].servers]
+    assert names == ["127.0.0.1:9000", "a.internal:1"]
+    for file in (pem, tmp_path / "token", tmp_path / "servers.json", tmp_path / "key"):
+        file.write_text("half wr")
+    discovery = Discovery(servers=before.discovery.servers, addresses={"a.internal": ("10.0.0.7",)})
+    after, following = recompile(before, state, 2, free, discovery)
+    assert after.snapshot.pools[0].servers[1].addresses == ("10.0.0.7",)
+    assert (after.certificates, after.control.admin_token) == (before.certificates, "0123456789abcdef")
+    same = [
+        msgspec.structs.replace(pool, servers=(), checks=())
+        for compiled in (before, after)
+        for pool in compiled.snapshot.pools
+    ]
+    assert same[:2] == same[2:]
+    assert (following.sticky_keys, following.servers_files) == (state.sticky_keys, state.servers_files)
+    # And one that comes has a row of its own, one that goes leaves its row.
+    discovery = Discovery(servers={"app": (FoundServer(name="n", address="n.internal:3"),)})
+    third, _ = recompile(after, following, 3, free, discovery)
+    assert [server.name for server in third.snapshot.pools[0].servers] == ["127.0.0.1:9000", "n"]
+    assert third.snapshot.pools[0].servers[1].owner == 3
+    assert [row.name for row in third.snapshot.retired_servers] == ["a.internal:1"]
+    assert third.control.names == ("b.internal", "n.internal")
+    assert (third.control.generation, third.snapshot.generation) == (3, 3)
+
+
+def test_a_pool_has_its_row_as_long_as_its_servers_are_in_use(tmp_path: pathlib.Path) -> None:
+    """What goes on at a server of a pool that was removed is counted for the pool, too."""
+    capacity = Capacity(pools=3)
+    busy: set[tuple[str, int]] = set()
+
+    def in_use(kind: str, row: int) -> bool:
+        return (kind, row) in busy
+
+    def step(pools: str, state: State, generation: int) -> tuple[Compiled, State]:
+        text = VALID + "".join(f'[pool.{name}]\nservers = ["b:1"]\n' for name in pools)
+        return compile(parse(text, tmp_path / "lb.toml"), state, generation, in_use)
+
+    _, state = step("x", State(capacity=capacity), 1)
+    _, state = step("", state, 2)
+    busy.add(("server", 1))
+    compiled, state = step("y", state, 3)
+    assert [pool.slot for pool in compiled.snapshot.pools] == [0, 2]
+    with pytest.raises(ConfigErrors, match="beyond the capacity of 3 pools"):
+        step("yz", state, 4)
+    busy.clear()
+    compiled, _ = step("yz", state, 5)
+    assert [pool.slot for pool in compiled.snapshot.pools] == [0, 2, 1]
+
+
+def test_what_is_beyond_the_capacity_is_named_up_to_a_point(tmp_path: pathlib.Path) -> None:
+    state = State(capacity=Capacity(servers=10))
+    found = tuple(FoundServer(name=f"s{i}", address=f"s{i}:1") for i in range(1000))
+    text = HEAD + '[pool.app]\nservers = ["srv://_app._tcp.internal"]\n'
+    with pytest.raises(ConfigErrors) as caught:
+        config = parse(text, tmp_path / "lb.toml")
+        compile(config, state, 1, free, Discovery(servers={"app": found}))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert "970 more servers are beyond the capacity of 10" in str(caught.value)
