@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -44,7 +44,7 @@ class FoundServer(Spec, frozen=True, kw_only=True):
 
     name: str
     address: str
-    weight: int = 1
+    weight: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     backup: bool = False
 
 

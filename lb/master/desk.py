@@ -38,7 +38,7 @@ from workers.contract.messages import MAX_BYTES, Tunnels, TunnelsClosed
 from workers.contract.snapshot import DECODE_ERRORS
 
 KEPT_EVENTS: Final = 200
-_MAX_DISCOVERY: Final = 16 * 1024 * 1024
+_MAX_DISCOVERY: Final = 2 * 1024 * 1024
 _MAX_RELOADS: Final = 64
 _MAX_CHANGES: Final = 50
 _MAX_LINE: Final = 200
@@ -107,10 +107,12 @@ class Desk:
     def _discovered(self, fds: list[int]) -> None:
         try:
             (fd,) = fds
-            data = os.pread(fd, _MAX_DISCOVERY, 0)
+            data = os.pread(fd, _MAX_DISCOVERY + 1, 0)
+            if len(data) > _MAX_DISCOVERY:
+                raise ValueError(f"it is larger than {_MAX_DISCOVERY >> 20} MiB")
             discovery = msgspec.msgpack.decode(data, type=Discovery)
         except (ValueError, OSError, *DECODE_ERRORS) as error:
-            self._log.error("what was discovered can't be read", error=error)
+            self._discoveries.refuse(f"it can't be read: {error}")
             return
         self._discoveries.found(discovery)
 

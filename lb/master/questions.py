@@ -11,10 +11,11 @@ from lb.master.control_process import ControlProcess
 from lb.master.fleet import Fleet
 from lb.master.loop import Loop, Timer
 from lb.master.worker_process import Phase, WorkerProcess
-from workers.contract.messages import MAX_BYTES, Tunnels, TunnelsClosed
+from workers.contract.messages import MAX_BYTES, CloseTunnels, Tunnels, TunnelsClosed
 
 MAX_PENDING: Final = 1024
 ANSWER_TIME: Final = 5.0
+MAX_REASON: Final = 123
 _ASKED: Final = (Phase.SERVING, Phase.LEAVING)
 
 
@@ -23,6 +24,16 @@ class _Question(NamedTuple):
     request: int  # the asker's number
     worker: WorkerProcess
     timer: Timer
+
+
+def _wrong(order: CloseTunnels) -> str:
+    """Why `order` can't be carried out (RFC 6455, 5.5 and 7.4): a worker would only find out while it writes
+    the frame."""
+    if not 1000 <= order.code <= 4999:
+        return f"{order.code} is no close code: they go from 1000 to 4999"
+    if len(order.reason.encode("utf-8", "replace")) > MAX_REASON:
+        return f"the reason has more than {MAX_REASON} bytes"
+    return ""
 
 
 class Questions:
@@ -44,6 +55,8 @@ class Questions:
             error = f"worker {message.slot} does not serve"
         elif len(self._pending) >= MAX_PENDING:
             error = "too many questions wait for the workers' answers"
+        elif isinstance(message.what, CloseTunnels):
+            error = _wrong(message.what)
         if worker is None or error:
             asker.send(WorkerAnswer(request=message.request, slot=message.slot, error=error))
             return

@@ -30,7 +30,7 @@ from lb.master.plan import InUse, Plan
 from lb.master.report import Outcome, ReloadReport
 from lb.master.supervision import LATE
 from lb.master.transaction import Transaction
-from lb.master.wishes import Job, Reply, Wishes
+from lb.master.wishes import FAULT, Job, Reply, Wishes
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import Commit, Committed, Prepared, Refused
@@ -169,7 +169,7 @@ class Reloader:
             return
         except Exception as error:
             # Whoever waits for the outcome must not wait for ever; the loop reports the fault itself.
-            self._finish(self._outcome(error=f"fault in lb: {error!r}"))
+            self._finish(self._outcome(error=f"{FAULT}{error!r}"))
             raise
         self.step = Step.PREPARING
         self._timer = self._loop.later(self._deadline, self._missed_deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from lb.control.spec import Discovery
 from lb.master import plan as plans
@@ -12,6 +12,8 @@ from lb.master.fleet import Fleet
 from lb.master.plan import InUse, Plan
 from lb.master.report import Outcome
 from workers.contract.errorlog import ErrorLog
+
+FAULT: Final = "fault in lb: "  # what an outcome's error begins with
 
 Reply = Callable[[Outcome], None]
 Built = tuple[Plan, tuple[str, ...]]  # with what it changes, one line each

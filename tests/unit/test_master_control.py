@@ -144,6 +144,23 @@ def test_closing_is_passed_on_too(bench: Bench) -> None:
     assert bench.answers(0.02) == [WorkerAnswer(request=1, slot=0, closed=TunnelsClosed(request=1, count=3))]
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "error"),
+    [
+        (999, "", "999 is no close code: they go from 1000 to 4999"),
+        (70_000, "", "70000 is no close code: they go from 1000 to 4999"),
+        (1001, "\u20ac" * 42, "the reason has more than 123 bytes"),
+    ],
+)
+def test_what_no_close_frame_can_hold_reaches_no_worker(
+    code: int, reason: str, error: str, bench: Bench
+) -> None:
+    what = CloseTunnels(request=1, where=TunnelFilter(), code=code, reason=reason)
+    bench.questions.ask(bench.control, AskWorker(request=1, slot=0, what=what))
+    assert bench.asked() == []
+    assert bench.answers() == [WorkerAnswer(request=1, slot=0, error=error)]
+
+
 def test_a_worker_that_is_not_there_is_told_at_once(bench: Bench) -> None:
     bench.ask(1, slot=5)
     assert bench.answers() == [WorkerAnswer(request=1, slot=5, error="worker 5 does not serve")]

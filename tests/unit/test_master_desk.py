@@ -7,10 +7,21 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from lb.control.messages import AskReload, Configured, Event, Hello, MasterStatus, Reloaded, ToControl
+from lb.control.messages import (
+    AskReload,
+    Configured,
+    Discovered,
+    Event,
+    Hello,
+    MasterStatus,
+    Reloaded,
+    ToControl,
+)
 from lb.master.control_process import ControlProcess
+from lb.master.deployment import sealed
 from lb.master.desk import Desk
 from lb.master.loop import Loop
 from lb.master.report import ReloadReport, StatusReport
@@ -81,6 +92,24 @@ def test_what_control_said_can_be_told_to_its_successor(bench: Bench) -> None:
         (2, 0),
     ]
     assert bench.broken == []
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\xc0" * (2 << 20) + b"\xc0", "it is larger than 2 MiB"),
+        (msgspec.msgpack.encode({"servers": {"p": [{"name": "a", "address": "a:1", "weight": 0}]}}), ">= 1"),
+    ],
+)
+def test_what_was_found_is_checked(content: bytes, why: str, bench: Bench) -> None:
+    messages.send(bench.end, Hello(pid=1))
+    fd = sealed("found", content)
+    messages.send(bench.end, Discovered(), (fd,))
+    os.close(fd)
+    *_, event = bench.heard()
+    assert isinstance(event, Event)
+    assert event.kind == "discovery-failed"
+    assert why in event.text
 
 
 def test_requests_for_a_reload_are_bounded(bench: Bench) -> None:
