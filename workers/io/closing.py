@@ -90,8 +90,7 @@ class Closing:
         except TlsTruncated:
             size = 0  # no close_notify: WebSocket's own Close says whether the end was meant
         except OSError:
-            if not self.may_fail(pipe.name):
-                self.tunnel.broken(pipe.name)
+            self.tunnel.failed(pipe.name)
             return
         if not size:
             pipe.ended = True
@@ -127,8 +126,8 @@ class Closing:
             pipe.keep(data[sent:])
 
     def may_fail(self, name: str) -> bool:
-        """The connection of `name` failed. Where its own Close has come it has said its last word: how it ends
-        is nobody's concern then, and what it was still to be sent is dropped."""
+        """Whether the connection of `name` may fail, since its own Close has come, its last word. What it was
+        still to be sent is dropped then."""
         if name in self.waiting:
             return False
         tunnel = self.tunnel

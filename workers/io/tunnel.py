@@ -203,8 +203,7 @@ class Pipe:
     def _on_hangup(self) -> None:
         tunnel = self.tunnel
         if tunnel.open and not self.reading and has_failed(self.source):
-            if tunnel.closing is None or not tunnel.closing.may_fail(self.name):
-                tunnel.broken(self.name)
+            tunnel.failed(self.name)
 
     def abandon(self) -> None:
         """Ends the tunnel at once."""
@@ -364,9 +363,12 @@ class Tunnel:
 
     def sink_failed(self, pipe: Pipe) -> None:
         """The sink of `pipe` does not take bytes any more: its owner is gone."""
-        owner = "server" if pipe.name == "client" else "client"
-        if self.closing is None or not self.closing.may_fail(owner):
-            self.broken(owner)
+        self.failed("server" if pipe.name == "client" else "client")
+
+    def failed(self, name: str) -> None:
+        """The connection of `name` failed, which ends the tunnel if `name` had not said its Close."""
+        if self.closing is None or not self.closing.may_fail(name):
+            self.broken(name)
 
     def broken(self, name: str) -> None:
         """The connection of `name` failed: the other side must not take that for an end."""
