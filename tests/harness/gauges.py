@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.harness import processes
 from tests.harness.balancer import LoadBalancer
 from tests.harness.waiting import eventually
-from workers.contract.cells import RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import PoolCell, RouteCell, ServerCell, WorkerCell
 from workers.contract.scoreboard import Scoreboard
 
 ROWS = 16  # as many of each kind are read; a test has fewer
@@ -43,9 +43,15 @@ class Gauges:
                 # Idle connections to servers are no exchange's: they may stay.
                 found["upstreams"] += cells[server + ServerCell.CONNECTIONS] - cells[server + ServerCell.IDLE]
                 found["waiting"] += cells[server + ServerCell.WAITING]
+                found["queued"] += cells[slab.pool_base(row) + PoolCell.QUEUED]
             found["connections"] += cells[WorkerCell.CONNECTIONS]
             found["tunnels"] += cells[WorkerCell.TUNNELS]
         return Counter({name: value for name, value in found.items() if value})
+
+    def count(self, cell: ServerCell) -> int:
+        """The sum of `cell` over all workers and servers."""
+        slabs = [self._board.slab(number) for number in range(self._workers)]
+        return sum(slab.cells[slab.server_base(row) + cell] for slab in slabs for row in range(ROWS))
 
     def wait(self, **expected: int) -> None:
         """Waits until the gauges named are as `expected`."""

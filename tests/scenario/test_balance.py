@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -155,3 +156,20 @@ def test_a_server_that_comes_up_is_used(balancer: StartBalancer, upstream: Start
     assert set(counts(lb, 10)) == {"s0"}
     upstream(name="s1", port=port)
     assert set(counts(lb, 10)) == {"s0", "s1"}
+
+
+def test_least_conn_knows_the_load_of_a_server_whose_weight_changed(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    servers = [upstream(ws.serve_echo, name=name) for name in ("a", "b")]
+    lb = balancer(settings(weighted(servers, 1, 1), workers=1, pool={"balance": "least-conn"}))
+    found: Counter[str | None] = Counter()
+    with contextlib.ExitStack() as stack:
+        for weight, expected in ((1, {"a": 5, "b": 5}), (2, {"a": 10, "b": 5}), (1, {"a": 10, "b": 10})):
+            if lb.tables["pool"]["main"]["server"][0]["weight"] != weight:
+                lb.tables["pool"]["main"]["server"][0]["weight"] = weight
+                lb.reload()
+            for _ in range(sum(expected.values()) - found.total()):
+                client = stack.enter_context(RawClient(lb.address))
+                found[ws.upgrade(client).header("x-server")] += 1
+            assert found == expected

@@ -13,7 +13,10 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import Connection, LoadBalancer, RawClient, Upstream, eventually, fetch, reply
 from tests.harness import websocket as ws
+from tests.harness.client import request_bytes
+from tests.harness.gauges import Gauges
 from tests.harness.settings import Tables, settings
+from workers.contract.cells import ServerCell
 
 pytestmark = pytest.mark.scenario
 
@@ -26,6 +29,7 @@ class Server:
     def __init__(self, start: StartUpstream, name: str) -> None:
         self.well = True  # what checks are told
         self.status = "200 OK"  # what requests are answered with
+        self.cut = False  # whether an answer ends in the middle of its body (that to /slow does not end)
         self.name = name
         self.upstream: Upstream = start(self._serve, name=name)
 
@@ -36,6 +40,11 @@ class Server:
             elif head.get("upgrade"):
                 ws.accept(connection, head, {"X-Server": self.name})
                 ws.echo_frames(connection)
+                return
+            elif self.cut:
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc")
+                if head.first_line.startswith(b"GET /slow"):
+                    connection.wait_closed()
                 return
             else:
                 connection.send(reply(self.name.encode(), self.status))
@@ -162,6 +171,56 @@ def test_servers_that_are_not_reached_are_ejected_and_come_back(
     event = next(e for e in lb.admin("events/recent") if e["kind"] == "server-ejected")
     assert (event["fields"]["server"], event["fields"]["reason"]) == ("s0", "connect_failures")
     assert view(lb, "s0")["ejections"] >= 1
+
+
+def request_cut(lb: LoadBalancer) -> None:
+    """A request whose answer may end too early."""
+    with RawClient(lb.address) as client:
+        client.send(request_bytes("/", headers={"Connection": "close"}))
+        assert b"200 OK" in client.read_until_closed()
+
+
+def test_answers_that_end_too_early_eject(balancer: StartBalancer, servers: list[Server]) -> None:
+    two = servers[:2]
+    eject = {"consecutive_errors": 3, "for": "10m", "max_for": "10m", "max_percent": 50}
+    lb = started(balancer, tables(two, workers=1, eject=eject))
+    two[0].cut = True
+    for _ in range(6):
+        request_cut(lb)
+    eventually(lambda: view(lb, "s0")["state"] == "ejected", "it is ejected", within=10)
+
+
+def test_a_client_that_leaves_a_long_answer_is_no_error_and_ends_a_row_of_them(
+    balancer: StartBalancer, servers: list[Server]
+) -> None:
+    one = servers[:1]
+    lb = started(balancer, tables(one, workers=1, eject={"consecutive_errors": 3}))
+    one[0].cut = True
+    for number in range(1, 3):
+        request_cut(lb)
+        request_cut(lb)
+        with RawClient(lb.address) as client:
+            client.send(request_bytes("/slow"))
+            client.read_until(b"abc")
+        lb.wait_access(number, reason="client_closed")
+    assert Gauges(lb).count(ServerCell.ERRORS_IN_A_ROW) == 0
+
+
+def test_errors_before_an_ejection_do_not_count_after_it(
+    balancer: StartBalancer, servers: list[Server]
+) -> None:
+    two = servers[:2]
+    eject = {
+        "consecutive_errors": 4, "gateway_failures": 3, "for": "500ms", "max_for": "500ms", "max_percent": 50,
+    }  # fmt: skip
+    lb = started(balancer, tables(two, workers=1, eject=eject))
+    gauges = Gauges(lb)
+    two[0].status = "502 Bad Gateway"
+    assert counts(lb, 6) == {"502": 3, "s1": 3}
+    eventually(lambda: view(lb, "s0")["state"] == "ejected", "it is ejected")
+    eventually(lambda: counts(lb, 1) == {"502": 1}, "it is back")
+    assert gauges.count(ServerCell.GATEWAY_FAILURES) == 1
+    assert gauges.count(ServerCell.ERRORS_IN_A_ROW) == 0
 
 
 def test_a_server_that_comes_back_starts_slowly(balancer: StartBalancer, servers: list[Server]) -> None:

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually, open_clients, reply
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, fetch, open_clients, reply
+from tests.harness import websocket as ws
 from tests.harness.client import request_bytes
 from tests.harness.gauges import Gauges
 from tests.harness.settings import settings
@@ -176,3 +177,128 @@ def test_the_queue_of_a_server_that_dies_is_served_once_it_is_back(
         send_all(clients)
         assert [client.read_response().status for client in clients] == [200] * 4
     Gauges(lb).wait_all_zero()
+
+
+@pytest.mark.parametrize("change", ["weight", "removed"])
+def test_the_limit_holds_for_who_waits_over_a_reload(
+    change: str, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    gate = Gate()
+    lb = start(balancer, upstream, gate, length=100, timeout="60s")
+    lb.tables["pool"]["spare"] = {"servers": [upstream().address]}
+    lb.tables["route"].insert(0, {"name": "spare", "path": "/spare", "pool": "spare"})
+    lb.reload()
+    gauges = Gauges(lb)
+    with open_clients(lb.address, 12) as clients:
+        send_all(clients[:2])
+        eventually(lambda: gate.inside == 2, "two requests are with the server")
+        send_all(clients[2:])
+        gauges.wait(queued=10)
+        if change == "weight":
+            lb.tables["pool"]["main"]["server"][0]["weight"] = 3
+        else:
+            del lb.tables["pool"]["main"]
+            lb.tables["route"][1]["pool"] = "spare"
+        lb.reload()
+        # The worker's loop has turned, so whoever was let out of the queue is on the way.
+        assert fetch(lb.address, "/spare").status == 200
+        gauges.wait(active=2)
+        gate.opened.set()
+        assert [client.read_response().status for client in clients] == [200] * 12
+    assert gate.most == 2
+    gauges.wait_all_zero()
+
+
+def test_the_limit_holds_for_tunnels_over_reloads_that_change_their_server(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    server = {"address": upstream(ws.serve_echo).address, "max_connections": 2}
+    lb = balancer(settings([server], workers=1, pool={"queue": {"length": 1, "timeout": "50ms"}}))
+    with ws.connect(lb.address) as first, ws.connect(lb.address):
+        for weight in (2, 3):
+            lb.tables["pool"]["main"]["server"][0]["weight"] = weight
+            lb.reload()
+            assert fetch(lb.address).status == 503
+        first.close()
+        Gauges(lb).wait(tunnels=1)
+        assert fetch(lb.address).status == 200
+
+
+class Narrow:
+    """Two servers that take one exchange each. One of them holds a tunnel from the start; the other resets
+    /reset, once, and both hold /held until they are opened."""
+
+    def __init__(self, balancer: StartBalancer, upstream: StartUpstream) -> None:
+        self.opened = threading.Event()
+        self.upstreams = [upstream(self._serve, name=name) for name in ("a", "b")]
+        self.has_reset = False
+        servers = [{"name": one.name, "address": one.address, "max_connections": 1} for one in self.upstreams]
+        queue = {"length": 10, "timeout": "60s"}
+        self.lb = balancer(settings(servers, workers=1, pool={"queue": queue}))
+        self.tunnel = RawClient(self.lb.address)
+        name = ws.upgrade(self.tunnel).header("x-server")
+        self.busy, self.free = sorted(self.upstreams, key=lambda one: one.name != name)
+
+    def _serve(self, connection: Connection) -> None:
+        name = connection.upstream.name
+        while (head := connection.read_head()) is not None:
+            target = head.first_line.split(b" ")[1]
+            if head.get("upgrade"):
+                ws.accept(connection, head, {"X-Server": name})
+                connection.wait_closed()
+                return
+            if target == b"/reset" and not self.has_reset:
+                self.has_reset = True
+                connection.reset()
+                return
+            if target == b"/held":
+                self.opened.wait(20)
+            connection.send(reply(name.encode()))
+
+
+def ask_for(client: RawClient, target: str) -> None:
+    client.send(request_bytes(target))
+
+
+def test_one_that_tried_the_free_server_holds_nobody_up_and_keeps_its_turn(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    narrow = Narrow(balancer, upstream)
+    gauges = Gauges(narrow.lb)
+    with narrow.tunnel, open_clients(narrow.lb.address, 4, timeout=10) as (first, held, second, third):
+        ask_for(first, "/reset")
+        gauges.wait(queued=1)
+        ask_for(held, "/held")
+        gauges.wait(active=2)
+        ask_for(second, "/held")
+        gauges.wait(queued=2)
+        ask_for(third, "/third")
+        gauges.wait(queued=3)
+        narrow.opened.set()
+        # It goes past the first, which may not use this server, and the next one after it.
+        assert held.read_response().text == narrow.free.name
+        assert second.read_response().text == narrow.free.name
+        assert third.read_response().text == narrow.free.name
+        gauges.wait(queued=1)
+        narrow.tunnel.close()
+        assert first.read_response().text == narrow.busy.name
+    gauges.wait_all_zero()
+
+
+def test_a_turn_that_was_passed_by_is_not_lost(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    narrow = Narrow(balancer, upstream)
+    gauges = Gauges(narrow.lb)
+    with narrow.tunnel, open_clients(narrow.lb.address, 3, timeout=10) as (first, held, second):
+        ask_for(first, "/reset")
+        gauges.wait(queued=1)
+        ask_for(held, "/held")
+        gauges.wait(active=2)
+        ask_for(second, "/second")
+        gauges.wait(queued=2)
+        narrow.lb.reload()  # all who wait are looked at, and nobody finds a place
+        assert narrow.lb.admin("pools/main")["servers"]
+        narrow.tunnel.close()
+        assert first.read_response().text == narrow.busy.name
+        narrow.opened.set()
+        assert held.read_response().text == narrow.free.name
+        assert second.read_response().status == 200

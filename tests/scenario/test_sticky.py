@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, RawClient, Upstream, fetch
+from tests.harness import Connection, LoadBalancer, RawClient, Upstream, fetch, reply
 from tests.harness import websocket as ws
+from tests.harness.figures import Scrape
 from tests.harness.settings import Tables, settings
 
 pytestmark = pytest.mark.scenario
@@ -187,3 +188,20 @@ def test_a_key_moves_only_when_its_server_is_down(balancer: StartBalancer, serve
         now = server_of(lb, X_Session=key)
         assert now != "s2"
         assert server == "s2" or now == server
+
+
+def test_a_request_that_meets_a_closed_idle_connection_counts_once(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    def one_each(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(reply())
+        connection.read_request()  # and closes, just as the connection is used again
+
+    server = upstream(one_each)
+    lb = balancer(settings([server.address], workers=1, pool={"sticky": {"cookie": "lb"}}))
+    lb.wait_control()
+    _, cookie = cookie_of(lb)
+    assert cookie_of(lb, cookie) == ("ok", "")
+    assert server.accepted == 2
+    assert Scrape(lb).by("lb_sticky_lookups_total", "result") == {("new",): 1, ("hit",): 1}

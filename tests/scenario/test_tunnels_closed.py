@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import Connection, LoadBalancer, RawClient, eventually
+from tests.harness import Connection, LoadBalancer, RawClient, eventually, fetch, open_clients, reply
 from tests.harness import websocket as ws
 from tests.harness.admin import UnixConnection
 from tests.harness.certificates import Authority
+from tests.harness.ports import free_port
 from tests.harness.settings import settings
 
 pytestmark = pytest.mark.scenario
@@ -213,3 +215,112 @@ def test_only_those_that_match_are_closed(balancer: StartBalancer, upstream: Sta
         two.send(ws.frame(b"still here", masked=True))
         two.send(ws.close_frame(1000, masked=True))
         assert ws.read_frame(two).close_code == 1000
+
+
+class Thinker:
+    """A server that answers our Close when it is told to, and notes how its connection ends then. What is no
+    WebSocket is answered at once."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.closes: queue.Queue[ws.Frame] = queue.Queue()
+        self.ends: queue.Queue[bytes | OSError] = queue.Queue()
+
+    def __call__(self, connection: Connection) -> None:
+        head = connection.read_head()
+        assert head is not None
+        if not head.get("upgrade"):
+            connection.send(reply())
+            return
+        ws.accept(connection, head)
+        try:
+            self.closes.put(frame := ws.read_frame(connection))
+            self.go_on.wait(20)
+            connection.send(ws.frame(frame.payload, ws.CLOSE))
+            self.ends.put(connection.receive())
+        except OSError as error:
+            self.ends.put(error)
+
+
+@pytest.mark.parametrize("how", ["TLS without close_notify", "reset"])
+def test_how_a_client_goes_after_its_close_is_nothing_to_the_server(
+    how: str, balancer: StartBalancer, upstream: StartUpstream, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pem = authority.issue("1.pem", "test.example")
+    server = Thinker()
+    plain = {"bind": [f"127.0.0.1:{free_port()}"]}
+    secure = {**plain, "bind": [f"127.0.0.1:{free_port()}"], "tls": {"certs": [str(pem)]}}
+    tables = settings([upstream(server).address], workers=1)
+    tables["listen"] = {"public": plain, "secure": secure}
+    lb = balancer(tables)
+    lb.wait_control()
+    if how == "reset":
+        client = ws.connect(lb.address)
+    else:
+        client = RawClient(
+            lb.address_of("secure"), tls=authority.client_context(), server_name="test.example"
+        )
+        ws.upgrade(client)
+    with client:
+        assert close_all(lb, code=1012) == 1
+        assert ws.read_frame(client).close_code == 1012
+        assert server.closes.get(timeout=20).close_code == 1012
+        client.send(ws.close_frame(1012, masked=True))
+        if how == "reset":
+            client.reset()
+        else:
+            os.close(client.socket.detach())
+    # The worker has seen how the client went, since it came before this.
+    assert fetch(lb.address).status == 200
+    server.go_on.set()
+    assert server.ends.get(timeout=20) == b""
+    eventually(lambda: tunnels(lb) == 0, "the tunnel is gone")
+
+
+@pytest.mark.parametrize("before", [b"", ws.frame(bytes(50), masked=True)], ids=["alone", "behind data"])
+def test_a_close_under_way_is_passed_on_whole(
+    before: bytes, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    lb, server = started(balancer, upstream)
+    payload = (1000).to_bytes(2, "big") + b"goodbye, with a long reason"
+    whole = before + ws.frame(payload, ws.CLOSE, masked=True)
+    with ws.connect(lb.address) as client:
+        # The code is there already where there is nothing before it.
+        client.send(whole[:10])
+        eventually(lambda: ask(lb, "GET", "tunnels")["tunnels"][0]["client_bytes"] == 10, "it passed")
+        assert close_all(lb, code=1012) == 1
+        assert ws.read_frame(client).close_code == 1012
+        client.send(whole[10:])
+        frame = server.frames.get(timeout=10)
+        if before:
+            assert frame.payload == bytes(50)
+            frame = server.frames.get(timeout=10)
+            assert frame.close_code == 1012  # ours goes between the two
+        else:
+            assert frame.payload == payload
+        assert client.read_to_end() == b""
+    eventually(lambda: tunnels(lb) == 0, "the tunnel is gone")
+
+
+def test_a_page_holds_what_fits_whatever_the_names(balancer: StartBalancer, upstream: StartUpstream) -> None:
+    name = "n" * 64
+    server = {"name": "s" * 130, "address": upstream(ws.serve_echo).address}
+    tables = settings([server], workers=1)
+    tables["pool"] = {name: tables["pool"]["main"]}
+    tables["route"] = [{"name": "r" * 64, "pool": name}]
+    lb = balancer(tables)
+    lb.wait_control()
+    with open_clients(lb.address, 110) as clients:
+        for client in clients:
+            client.send(ws.handshake_bytes("/" + "p" * 119, host=f"{'h' * 60}.{'h' * 58}")[0])
+        for client in clients:
+            assert client.read_response().status == 101
+        ids: list[str] = []
+        cursor = ""
+        while not ids or cursor:
+            page = ask(lb, "GET", f"tunnels?limit=100&cursor={cursor}")
+            assert (page["total"], page["missing"]) == (110, [])
+            ids += [tunnel["id"] for tunnel in page["tunnels"]]
+            cursor = page["cursor"]
+        assert len(ids) == len(set(ids)) == 110

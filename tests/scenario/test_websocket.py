@@ -13,6 +13,7 @@ from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import Connection, LoadBalancer, RawClient, eventually, open_clients, reply
 from tests.harness import websocket as ws
 from tests.harness.client import Head, request_bytes
+from tests.harness.figures import Scrape
 from tests.harness.settings import settings
 
 pytestmark = pytest.mark.scenario
@@ -332,3 +333,20 @@ def test_a_reset_right_behind_data_is_noticed(
     if who == "client":
         eventually(lambda: ended.count(b"end") == 10, "the server sees the end of each tunnel")
     eventually(lambda: tunnels(lb) == 0, "the tunnels are closed")
+
+
+def test_a_client_that_leaves_a_refusal_is_counted_as_one_that_left(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    def refuse_slowly(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\nabc")
+        connection.wait_closed()
+
+    lb = balancer(settings([upstream(refuse_slowly).address], workers=1))
+    lb.wait_control()
+    with RawClient(lb.address) as client:
+        client.send(ws.handshake_bytes()[0])
+        client.read_until(b"abc")
+    lb.wait_access(reason="client_closed")
+    assert Scrape(lb).by("lb_websocket_handshakes_total", "result") == {("client_closed",): 1}

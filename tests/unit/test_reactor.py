@@ -265,3 +265,45 @@ def test_a_muted_reader_reads_again_beside_a_writer(
     far.send(b"x")
     stage.run()
     assert calls == ["write", "read"]
+
+
+def test_a_reader_that_is_kept_outlives_its_failure(
+    stage: Stage, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = pair
+    read: list[bytes] = []
+
+    def fail_first() -> None:
+        read.append(near.recv(1))
+        if len(read) == 1:
+            raise RuntimeError("a bug")
+        stage.reactor.stop()
+
+    stage.reactor.add_reader(near.fileno(), fail_first)
+    stage.reactor.keep_reader(near.fileno())
+    far.send(b"xy")
+    stage.run()
+    assert read == [b"x", b"y"]
+    assert len(stage.failures) == 1
+
+
+def test_a_bell_that_is_kept_outlives_its_failure(stage: Stage) -> None:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    rings: list[int] = []
+
+    def fail_first() -> None:
+        rings.append(len(rings))
+        if len(rings) == 2:
+            stage.reactor.stop()
+            return
+        os.eventfd_write(fd, 1)
+        raise RuntimeError("a bug")
+
+    try:
+        stage.reactor.add_bell(fd, fail_first)
+        stage.reactor.keep_reader(fd)
+        os.eventfd_write(fd, 1)
+        stage.run()
+    finally:
+        os.close(fd)
+    assert len(stage.failures) == 1

@@ -148,6 +148,20 @@ def test_unused_capacity_costs_no_memory() -> None:
         assert status.st_blocks * 512 < 2**16
 
 
+def test_clearing_the_gauges_of_the_dead_costs_no_memory() -> None:
+    with scoreboard(None) as board:
+        slab = board.slab(2)
+        slab.cells[WorkerCell.HEARTBEAT] = 1
+        slab.own_listener(0, 1)
+        slab.own_route(0, 1)
+        slab.own_pool(1, 1)
+        slab.own_server(2, 1)
+        before = os.fstat(board.fd).st_blocks
+        slab.clear_gauges()
+        assert os.fstat(board.fd).st_blocks == before
+        assert before * 512 < 2**17
+
+
 # --- processes ------------------------------------------------------------------------------------------
 
 
