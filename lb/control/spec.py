@@ -8,6 +8,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+MAX_ADDRESSES: Final = 256  # of one name; each goes into every snapshot
+
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of these structs."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
 from lb.control.events import Quota
-from lb.control.spec import Discovery
+from lb.control.spec import MAX_ADDRESSES, Discovery
 from lb.master.loop import Loop, Timer
 from lb.master.plan import Plan
 from lb.master.report import Outcome
@@ -23,7 +23,6 @@ _MOST_FAULTS: Final = 5
 _LONGEST_PACE: Final = 30.0
 _QUIET: Final = 60.0  # seconds after which a change of a name's addresses is the first again
 _SHOWN: Final = 5  # changes in an event's text
-MAX_ADDRESSES: Final = 256  # of one name
 _MOST_ADDRESSES: Final = 65_536  # of all names
 _MAX_ERROR: Final = 1000
 

@@ -168,3 +168,26 @@ def test_what_comes_and_goes_leaves_room_for_other_events(control: StandInContro
 
     asyncio.run(main())
     assert control.kinds() == ["discovery-failed", "discovered"] * 5
+
+
+def test_what_is_left_out_is_told_once(control: StandInControl) -> None:
+    async def main() -> None:
+        asked = 0
+
+        async def ask() -> Answer[str]:
+            nonlocal asked
+            asked += 1
+            return Answer("x", 0.001, "too many" if asked < 4 else "")
+
+        source = Source("host a", ask, lambda: None, control.log, control.events)
+        task = asyncio.ensure_future(source.run())
+        async with asyncio.timeout(10):
+            while not source.warning:
+                await asyncio.sleep(0)
+            while source.warning:
+                await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(main())
+    assert control.log_text().count('source="host a" warning="too many"') == 1

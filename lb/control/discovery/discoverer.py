@@ -60,8 +60,9 @@ class Discoverer:
     # --- for those who look ------------------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """What fails now, a line for each."""
-        return [f"{source.what}: {source.problem}" for source in self._sources() if source.problem]
+        """What fails now, and what is left out of answers, a line for each."""
+        found = ((source.what, source.problem or source.warning) for source in self._sources())
+        return [f"{what}: {problem}" for what, problem in found if problem]
 
     def lookups(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Answers and failures so far by kind ("host", "srv", "file") and name."""
@@ -164,10 +165,10 @@ class Discoverer:
             servers=dict(self._released),
             addresses={name: host.value for name, host in self._hosts.items() if host.value is not None},
         )
-        told, self._told = self._told, now
         self._start_and_stop()  # nobody needs the names of servers that went away
-        if picture.is_news(told, now):
+        if picture.is_news(self._told, now):
             self._control.discovered(now)
+        self._told = now
 
     def _merged(self, spec: DiscoverSpec) -> Servers | None:
         """What the sources of a pool found; `None` before each was asked once and one has answered: half a

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from lb.control.discovery.resolver import Empty, Resolver
 from lb.control.discovery.source import LONGEST_BACK_OFF, MOST_TTL, NO_TTL, Answer, Failed, clamp
+from lb.control.spec import MAX_ADDRESSES
 
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
@@ -44,7 +45,14 @@ def combine(four: Half, six: Half, last: tuple[str, ...]) -> Answer[tuple[str, .
             kept = {address for address in last if ipaddress.ip_address(address).version == version}
             again = min(again, LONGEST_BACK_OFF) if kept else again
             found |= kept
-    return Answer(in_order(found), again)
+    return _bounded(in_order(found), again)
+
+
+def _bounded(addresses: tuple[str, ...], again: float) -> Answer[tuple[str, ...]]:
+    if len(addresses) <= MAX_ADDRESSES:
+        return Answer(addresses, again)
+    warning = f"has more than {MAX_ADDRESSES} addresses, the others are not used"
+    return Answer(addresses[:MAX_ADDRESSES], again, warning)
 
 
 class HostName:
@@ -58,7 +66,7 @@ class HostName:
     async def ask(self) -> Answer[tuple[str, ...]]:
         """Its addresses. Raises `Failed`."""
         if addresses := await self._resolver.in_hosts_file(self._name):
-            answer = Answer(in_order(set(addresses)), NO_TTL)
+            answer = _bounded(in_order(set(addresses)), NO_TTL)
         else:
             four, six = await asyncio.gather(*(self._half(family) for family in _FAMILIES))
             answer = combine(four, six, self._last)

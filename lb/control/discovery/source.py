@@ -27,10 +27,12 @@ class Failed(Exception):
 
 
 class Answer(NamedTuple, Generic[Value]):
-    """What was found, and in how many seconds it is to be asked for again."""
+    """What was found, and in how many seconds it is to be asked for again. `warning` says what is not as it
+    should be with it."""
 
     value: Value
     again: float
+    warning: str = ""
 
 
 def clamp(ttl: float) -> float:
@@ -49,8 +51,9 @@ class Source(Generic[Value]):
     is told to fail, and then given up and asked anew. No fault of `ask` is the end: it is a failure, too.
 
     `value` is the last answer, `None` before the first; `settled` says that the first attempt is over;
-    `problem` says what fails now. `changed()` is called after every change of these. `looks_every` is for
-    what costs nobody anything: it is asked for so often, and no seldomer after failures.
+    `problem` says what fails now, `warning` what is not as it should be with the last answer. `changed()` is
+    called after every change of these. `looks_every` is for what costs nobody anything: it is asked for so
+    often, and no seldomer after failures.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Source(Generic[Value]):
         self.value: Value | None = None
         self.settled = False
         self.problem = ""
+        self.warning = ""
         self.answers = 0
         self.failures = 0
         self._ask = ask
@@ -108,8 +112,14 @@ class Source(Generic[Value]):
             trace = "".join(traceback.format_exception(error)[-3:])
             self._log.error("fault in discovery, please report it", source=self.what, trace=trace)
             return self._failed(f"fault in lb: {type(error).__name__}")
+        self._warn(answer.warning)
         self._found(answer.value)
         return answer.again
+
+    def _warn(self, warning: str) -> None:
+        if warning and warning != self.warning:
+            self._log.warning("discovery", source=self.what, warning=warning)
+        self.warning = warning
 
     def _found(self, value: Value) -> None:
         self.answers += 1
