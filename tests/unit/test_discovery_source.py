@@ -164,7 +164,8 @@ def test_no_fault_is_the_end(control: StandInControl) -> None:
 def test_what_comes_and_goes_leaves_room_for_other_events(control: StandInControl) -> None:
     async def main() -> None:
         bench = Bench(control)
-        await bench.until(lambda: bench.asked == 101, *[Failed("refused"), "x"] * 50)
+        script: list[str | Exception | None] = [Failed("refused"), "x"]
+        await bench.until(lambda: bench.asked == 101, *script * 50)
 
     asyncio.run(main())
     assert control.kinds() == ["discovery-failed", "discovered"] * 5

@@ -167,7 +167,7 @@ def test_a_name_that_changes_all_the_time_is_followed_at_growing_distances(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(discoveries.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lb.master.discoveries.time.monotonic", lambda: now[0])
     rotations, waits = discoveries.Rotations(), []
     one, two = resolved("10.0.0.1"), resolved("10.0.0.2")
     for _ in range(8):
