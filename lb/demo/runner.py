@@ -11,10 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from lb.config import Config, ConfigErrors, load
+from lb.config.controlspec import admin_token
+from lb.master import places
+from lb.master.failures import StartError, reason
 
 POOL: Final = "demo"
 NAMES: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -37,17 +41,18 @@ class DemoError(Exception):
 def run(config: pathlib.Path | None, arguments: Sequence[str] = ()) -> int:
     """Runs the demo in the foreground until it is interrupted; returns the exit code.
 
-    Without `config` it is ./config/lb.toml, or the copy of it in this package. `arguments` is for callers
+    Without `config` it is ./config/lb.toml, or a fresh copy of this package's. `arguments` is for callers
     that hand a command line through; the demo has none of its own.
     """
     argparse.ArgumentParser(prog="lb demo").parse_args(list(arguments))
-    path = config or default_file()
     try:
+        path = config or own_copy(default_file())
         settings = load(path)
         addresses = demo_addresses(settings, path)
         require_loopback(settings, path)
+        token = admin_token(settings)
         with servers(addresses, path):
-            print(invitation(settings, addresses), file=sys.stderr, flush=True)
+            print(invitation(settings, addresses, token), file=sys.stderr, flush=True)
             return _balance(path)
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
@@ -63,6 +68,24 @@ def default_file() -> pathlib.Path:
     """The configuration that the demo runs on when none is named."""
     local = pathlib.Path("config/lb.toml")
     return local if local.is_file() else _HERE / "lb.toml"
+
+
+def own_copy(path: pathlib.Path) -> pathlib.Path:
+    """`path`; of this package's file a copy, made anew: what a user changes, and the files that it names, are
+    not for the package's folder. Raises `DemoError`."""
+    if path.parent != _HERE:
+        return path
+    folder = places.folder() / "demo"
+    copy = folder / path.name
+    try:
+        places.make_folder(places.folder())
+        places.make_folder(folder)
+        copy.write_bytes(path.read_bytes())
+    except StartError as error:
+        raise DemoError(str(error)) from error
+    except OSError as error:
+        raise DemoError(f"{copy} can't be written: {reason(error)}") from error
+    return copy
 
 
 def _balance(path: pathlib.Path) -> int:
@@ -188,18 +211,22 @@ def _shown(path: str) -> str:
     return str(found.relative_to(here)) if found.is_relative_to(here) else str(found)
 
 
-def _figures(config: Config) -> str:
-    """Lines about the dashboard and the metrics, where both can be opened by TCP."""
-    lines = ""
-    if config.admin.listen and not config.admin.listen.startswith(("unix:", "off")):
-        lines += f"\n         http://{config.admin.listen}/   the dashboard; it asks for the token"
-    if config.metrics and not config.metrics.listen.startswith("unix:"):
-        lines += f"\n         curl http://{config.metrics.listen}/metrics"
-    return lines
+def _metrics(config: Config) -> str:
+    """A line about the metrics, where TCP leads to them."""
+    if config.metrics is None or config.metrics.listen.startswith("unix:"):
+        return ""
+    return f"\n         curl http://{config.metrics.listen}/metrics"
 
 
-def invitation(config: Config, addresses: Sequence[str]) -> str:
-    """What to open and what to try, for the terminal."""
+def _dashboard(config: Config, token: str) -> str:
+    """A line about the dashboard, where TCP leads to it. A browser sends nobody what stands after the #."""
+    if not token:
+        return ""
+    return f"\n  dashboard  http://{config.admin.listen}/#token={urllib.parse.quote(token, safe='')}\n"
+
+
+def invitation(config: Config, addresses: Sequence[str], token: str) -> str:
+    """What to open and what to try, for the terminal. `token` is the admin API's, empty where it has none."""
     listener = next((one for one in config.listen if not one.bind[0].startswith("unix:")), None)
     servers = " and ".join(addresses)
     if listener is None:
@@ -213,12 +240,12 @@ def invitation(config: Config, addresses: Sequence[str]) -> str:
 
   open   http{s}://{at}/       who answers, and a WebSocket to play with
          http{s}://{at}/chat   a chat room; open it twice
-
+{_dashboard(config, token)}
   try    {curl} -i http{s}://{at}/api/hello
          for i in 1 2 3 4; do {curl} -s http{s}://{at}/api/ | grep server; done
          {python} -m pip install websockets; {python} -m websockets ws{s}://{at}/ws/echo
 
-  watch  {lb} top -c {file}{_figures(config)}
+  watch  {lb} top -c {file}{_metrics(config)}
 
   then   change {file} and run: {lb} reload -c {file}
          the open WebSockets stay. Ctrl-C ends everything, a second one at once.

@@ -122,6 +122,34 @@ def test_it_asks_for_the_token_and_keeps_it_for_the_tab(page: Page, stand_in: tu
     expect(page.locator("#token")).to_be_hidden()
 
 
+def test_a_link_with_the_token_opens_it_without_asking(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(f"{address}#token={TOKEN}")
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("#verdict-state")).to_have_text("Serving: 2 problems")
+    expect(page.locator("#token")).to_be_hidden()
+    assert page.evaluate("[location.href, location.hash]") == [address, ""]
+    page.reload()
+    expect(page.locator("#link")).to_have_text("live")
+    assert errors == [], "nothing is asked for without the token"
+
+
+def test_such_a_link_in_a_tab_that_asks_for_the_token(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    _, address = stand_in
+    page.goto(address + "#token=wr%C3%B6ng")
+    expect(page.locator("#token")).to_be_visible()
+    assert page.evaluate("[sessionStorage.length, location.hash]") == [0, ""]
+    page.goto(address + "#token=wrong%2B%25")
+    expect(page.get_by_text("That token is not the right one.")).to_be_visible()
+    assert page.evaluate("[sessionStorage.getItem('shardlb-token'), location.hash]") == ["wrong+%", ""]
+    page.goto(f"{address}#token={TOKEN}")
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("#token")).to_be_hidden()
+    assert page.evaluate("location.href") == address
+
+
 def test_it_shows_what_the_api_says(page: Page, stand_in: tuple[StandIn, str]) -> None:
     _, address = stand_in
     enter(page, address)

@@ -19,7 +19,9 @@ import aiohttp
 import pytest
 
 from lb.config import load
+from lb.config.controlspec import admin_token
 from lb.demo import run, runner
+from lb.master import places
 from tests.harness.ports import free_port
 from tests.harness.waiting import eventually
 
@@ -51,9 +53,10 @@ def test_the_default_configuration_suits_the_demo() -> None:
     addresses = runner.demo_addresses(load(path), path)
     assert addresses == ["127.0.0.1:9001", "127.0.0.1:9002"]
     runner.require_loopback(load(path), path)
-    invitation = runner.invitation(load(path), addresses)
+    invitation = runner.invitation(load(path), addresses, "a+b")
     assert "curl -i http://127.0.0.1:8080/api/hello" in invitation
     assert "-m websockets ws://127.0.0.1:8080/ws/echo" in invitation
+    assert "\n  dashboard  http://127.0.0.1:9181/#token=a%2Bb\n" in invitation
     assert f" top -c {path}\n         curl http://127.0.0.1:9180/metrics\n" in invitation
 
 
@@ -216,12 +219,48 @@ def test_without_a_file_the_packaged_one_is_used(tmp_path: Path, monkeypatch: py
     assert runner.default_file() == Path("config/lb.toml")
 
 
+def test_the_packaged_file_is_copied_to_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lb"
+    monkeypatch.setattr(places, "folder", lambda: folder)
+    packaged = ROOT / "lb/demo/lb.toml"
+    copy = runner.own_copy(packaged)
+    assert copy == folder / "demo/lb.toml"
+    token = admin_token(load(copy))
+    assert (folder / "demo/admin.token").read_text().strip() == token
+    assert not packaged.with_name("admin.token").exists()
+    copy.write_text("changed")
+    assert runner.own_copy(packaged).read_bytes() == packaged.read_bytes()
+    assert admin_token(load(copy)) == token, "bookmarks stay"
+    assert runner.own_copy(Path("config/lb.toml")) == Path("config/lb.toml")
+
+
+def test_a_copy_that_can_not_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "folder", lambda: tmp_path / "lb")
+    (tmp_path / "lb").write_text("a file")
+    assert run(None) == 3
+    (tmp_path / "lb").unlink()
+    (tmp_path / "lb/demo/lb.toml").mkdir(parents=True)
+    (tmp_path / "lb").chmod(0o700)
+    (tmp_path / "lb/demo").chmod(0o700)
+    assert run(None) == 3
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"lb demo: the folder {tmp_path}/lb ")
+    assert second == f"lb demo: {tmp_path}/lb/demo/lb.toml can't be written: is a directory"
+
+
 def test_it_runs_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     """Ctrl-C in a terminal is SIGINT to the whole process group."""
-    front, back = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    front, back, admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
     path = tmp_path / "lb.toml"
     path.write_text(
-        CONFIG.format(more="", bind=front, pool="demo", server=back)
+        CONFIG.format(
+            more=f'admin = {{ listen = "{admin}", token_file = "t" }}', bind=front, pool="demo", server=back
+        )
         + f'[process]\nworkers = 1\npid_file = "{tmp_path}/pid"\n'
     )
     errors = tmp_path / "errors"
@@ -236,13 +275,20 @@ def test_it_runs_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
         eventually(lambda: "ready: " in errors.read_text() or process.poll() is not None, "the demo serves")
         with urllib.request.urlopen(f"http://{front}/api/hello", timeout=5) as response:
             assert json.load(response)["server"] == "one"
+        token = (tmp_path / "t").read_text().strip()
+        assert f"dashboard  http://{admin}/#token={token}\n" in errors.read_text()
+        asked = urllib.request.Request(
+            f"http://{admin}/api/v1/status", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(asked, timeout=5) as response:
+            assert response.status == 200
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(20) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    for address in (front, back):
+    for address in (front, back, admin):
         with socket.socket() as probe:
             host, _, port = address.rpartition(":")
             assert probe.connect_ex((host, int(port))) != 0

@@ -18,6 +18,24 @@ export class ApiError extends Error {
   }
 }
 
+/**
+ * Keeps the token of a link with #token=..., and takes it out of the address bar, for nobody to read or to copy.
+ * @returns {boolean} whether there was one
+ */
+function takeToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token === null) return false;
+  if (/^[!-~]+$/.test(token)) sessionStorage.setItem(TOKEN, token); // else no header could bear it
+  history.replaceState(null, "", location.pathname + location.search);
+  return true;
+}
+
+takeToken();
+// Such a link opened in a tab that shows the dashboard already: only the fragment changes, nothing is loaded.
+addEventListener("hashchange", () => {
+  if (takeToken()) location.reload();
+});
+
 /** @type {Promise<void> | null} */
 let prompt = null;
 
