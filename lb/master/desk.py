@@ -164,7 +164,7 @@ class Desk:
         fields = {"generation": outcome.generation, "seconds": outcome.seconds}
         if outcome.ok:
             count = len(outcome.changes)
-            text = f"generation {outcome.generation} is served, {count} changes"
+            text = f"generation {outcome.generation} is served, {count} change{'' if count == 1 else 's'}"
             self.happened("reload", text, changes=count, **fields)
         else:
             first = clean(outcome.error.partition("\n")[0], _MAX_LINE)

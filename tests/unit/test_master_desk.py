@@ -24,7 +24,7 @@ from lb.master.control_process import ControlProcess
 from lb.master.deployment import sealed
 from lb.master.desk import Desk
 from lb.master.loop import Loop
-from lb.master.report import ReloadReport, StatusReport
+from lb.master.report import Outcome, ReloadReport, StatusReport
 from lb.master.spawn import Spawned
 from lb.master.wishes import Reply
 from tests.unit.test_master_control import fail, one
@@ -122,3 +122,9 @@ def test_requests_for_a_reload_are_bounded(bench: Bench) -> None:
     bench.reloads[0](refused[0].outcome)
     bench.desk.took(bench.control, AskReload(request=100), [])
     assert len(bench.reloads) == 65
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 changes"), (1, "1 change"), (2, "2 changes")])
+def test_changes_are_counted_in_words(bench: Bench, count: int, words: str) -> None:
+    bench.desk.reloaded(Outcome(ok=True, generation=3, changes=("web: something",) * count))
+    assert bench.desk._events[-1].text == f"generation 3 is served, {words}"
