@@ -303,6 +303,36 @@ def test_a_close_under_way_is_passed_on_whole(
     eventually(lambda: tunnels(lb) == 0, "the tunnel is gone")
 
 
+def test_a_close_in_pieces_goes_to_a_server_that_has_said_its_own(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    go_on = threading.Event()
+    closes: queue.Queue[ws.Frame] = queue.Queue()
+
+    def close_first(connection: Connection) -> None:
+        head = connection.read_head()
+        assert head is not None
+        ws.accept(connection, head)
+        go_on.wait(20)
+        connection.send(ws.close_frame(1001))
+        closes.put(ws.read_frame(connection))
+
+    lb = balancer(settings([upstream(close_first).address], workers=1))
+    lb.wait_control()
+    payload = (1000).to_bytes(2, "big") + b"goodbye, with a long reason"
+    whole = ws.frame(payload, ws.CLOSE, masked=True)
+    with ws.connect(lb.address) as client:
+        client.send(whole[:7])  # without its code
+        eventually(lambda: ask(lb, "GET", "tunnels")["tunnels"][0]["client_bytes"] == 7, "it passed")
+        assert close_all(lb) == 1
+        go_on.set()
+        eventually(lambda: ask(lb, "GET", "tunnels")["tunnels"][0]["server_bytes"] == 4, "it closes, too")
+        client.send(whole[7:10])
+        eventually(lambda: ask(lb, "GET", "tunnels")["tunnels"][0]["client_bytes"] == 10, "it passed")
+        client.send(whole[10:])
+        assert closes.get(timeout=10).payload == payload
+
+
 def test_a_page_holds_what_fits_whatever_the_names(balancer: StartBalancer, upstream: StartUpstream) -> None:
     name = "n" * 64
     server = {"name": "s" * 130, "address": upstream(ws.serve_echo).address}
