@@ -28,6 +28,8 @@ WHOLE: Final = tuple(size or -1 for size in _SIZES)
 # By the second byte: the size of the head where 16 bits of length follow; else so little that, with any such
 # length added, it is no number of bytes received.
 MEDIUM: Final = tuple(4 + (second >> 7) * 4 if second & 0x7F == 126 else -(1 << 16) for second in range(256))
+# By the second byte: the size of the head where 64 bits of length follow, else 0.
+_LARGE: Final = tuple(10 + (second >> 7) * 4 if second & 0x7F == 127 else 0 for second in range(256))
 # By the first byte: whether it begins a message that ends in the same frame (FIN on text or binary).
 MESSAGE: Final = tuple(first & 0x8F in (0x81, 0x82) for first in range(256))
 _FOR_EVER: Final = 1 << 80
@@ -43,7 +45,7 @@ class FrameTracker:
     `lost` is set the stream can't be followed as WebSocket, and no figure changes any more.
     """
 
-    __slots__ = ("_ends_message", "_head", "_left", "at_boundary", "close_code", "lost", "messages")
+    __slots__ = ("_ends_message", "_head", "at_boundary", "close_code", "left", "lost", "messages")
 
     def __init__(self) -> None:
         self.messages: int = 0
@@ -51,7 +53,8 @@ class FrameTracker:
         self.lost: bool = False
         # Whether the stream stands between two frames: the only place where a frame may be added.
         self.at_boundary: bool = True
-        self._left: int = 0  # bytes of the current frame that are still to come
+        # Bytes of the current frame that are still to come. A smaller chunk may be taken off without `feed`.
+        self.left: int = 0
         self._ends_message: int = 0  # what `messages` grows by when they have come
         self._head: bytes = b""  # the beginning of a frame, too short to know its size
 
@@ -59,21 +62,32 @@ class FrameTracker:
     def to_boundary(self) -> int:
         """How many bytes may be taken without going beyond the current frame: the rest of it, or one byte
         where its head is not complete. To be asked only between `feed`s."""
-        return self._left or 1
+        return self.left or 1
 
     def feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
         """Takes `buffer[start:end]`, the next bytes of the stream; the buffer isn't kept."""
+        if self.at_boundary and end - start > _LONGEST_HEAD and _LARGE[buffer[start + 1]]:
+            # The beginning of a long message, or the whole of it: often enough to be worth a short way.
+            left = int.from_bytes(buffer[start + 2 : start + 10], "big") + _LARGE[buffer[start + 1]]
+            left -= end - start
+            if MESSAGE[buffer[start]] and 0 <= left < 1 << 62:
+                self.left = left
+                self._ends_message = 1
+                self.at_boundary = not left
+                if not left:
+                    self.messages += 1
+                return
         self._feed(buffer, start, end)
-        self.at_boundary = not (self._left or self._head or self.lost)
+        self.at_boundary = not (self.left or self._head or self.lost)
 
     def _feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
-        left = self._left
+        left = self.left
         if left:
             start += left
             if start > end:
-                self._left = start - end
+                self.left = start - end
                 return
-            self._left = 0
+            self.left = 0
             self.messages += self._ends_message
         elif self._head:
             start = self._resume(buffer, start, end)
@@ -89,7 +103,7 @@ class FrameTracker:
                     if start <= end:
                         self.messages += kind
                         continue
-                    self._left = start - end
+                    self.left = start - end
                     self._ends_message = kind
                     return
             if not self.lost:
@@ -110,7 +124,7 @@ class FrameTracker:
             length = int.from_bytes(buffer[start + 2 : payload], "big")
             if length >> 63:  # "the most significant bit MUST be 0"
                 self.lost = True
-                self._left = _FOR_EVER  # so that `feed` needs no test of its own
+                self.left = _FOR_EVER  # so that `feed` needs no test of its own
                 self._ends_message = 0
                 return 0
         if masked:
@@ -140,7 +154,7 @@ class FrameTracker:
         if start <= end:
             self.messages += kind
             return start
-        self._left = start - end
+        self.left = start - end
         self._ends_message = kind
         return end
 

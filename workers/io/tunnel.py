@@ -97,7 +97,9 @@ class Pipe:
         if tracker is not None:
             buffer = worker.buffer
             second = buffer[1]
-            if (
+            if tracker.left > size:
+                tracker.left -= size  # the middle of a long message
+            elif (
                 (size == WHOLE[second] or size == (buffer[2] << 8 | buffer[3]) + MEDIUM[second])
                 and tracker.at_boundary
                 and MESSAGE[buffer[0]]
