@@ -37,7 +37,7 @@ from workers.io.upstream import Upstream, connect
 if TYPE_CHECKING:
     from workers.core.heads import Buffer
     from workers.io.downstream import Client
-    from workers.io.pool import Server
+    from workers.io.server import Server
 
 _SECONDS_SUM: Final = int(RouteCell.SECONDS_SUM)
 _SECONDS: Final = int(RouteCell.SECONDS)

@@ -18,7 +18,8 @@ from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerS
 from workers.core import rewrite
 from workers.core.routing import Router, strip_prefix
 from workers.io.listening import Acceptor, Listener
-from workers.io.pool import Pool, Server
+from workers.io.pool import Pool
+from workers.io.server import Server
 from workers.io.tls_context import ServerContexts
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from workers.core.heads import RequestHead, ResponseHead
     from workers.io.downstream import Client
     from workers.io.plan import Route
-    from workers.io.pool import Pool, Server
+    from workers.io.pool import Pool
+    from workers.io.server import Server
     from workers.io.upstream import Upstream
     from workers.io.worker import Worker
 

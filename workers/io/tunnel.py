@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from workers.io.closing import Closing
     from workers.io.listening import Listener
     from workers.io.plan import Route
-    from workers.io.pool import Server
     from workers.io.response_side import ResponseSide
+    from workers.io.server import Server
     from workers.io.worker import Worker
 
 _WORKER_TUNNELS: Final = int(WorkerCell.TUNNELS)

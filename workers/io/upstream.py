@@ -19,7 +19,7 @@ from workers.io.tls import Handshake, Stream
 
 if TYPE_CHECKING:
     from workers.io.exchange import Exchange
-    from workers.io.pool import Server
+    from workers.io.server import Server
 
 _CONNECTIONS: Final = int(ServerCell.CONNECTIONS)
 _STREAM: Final = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)

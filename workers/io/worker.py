@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from _socket import socket as RawSocket
 
     from workers.io.downstream import Client
-    from workers.io.pool import Server
+    from workers.io.server import Server
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
