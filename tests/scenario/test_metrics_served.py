@@ -104,6 +104,7 @@ def test_tunnels_of_a_worker_that_is_killed_while_it_leaves(
     with contextlib.ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(ws.connect(lb.address))
+        eventually(lambda: Scrape(lb).total("lb_worker_tunnels") == 12, "all are counted")
         victims = int(Scrape(lb).total("lb_worker_tunnels", worker="1"))
         assert 0 < victims < 12
         pid = lb.worker_pids()[1]
@@ -119,6 +120,7 @@ def test_counters_survive_the_control_process(balancer: StartBalancer, upstream:
     control = lb.wait_control()
     for _ in range(3):
         fetch(lb.address, "/")
+    eventually(lambda: Scrape(lb).total("lb_http_requests_total") == 3, "all are counted")
     before = Scrape(lb)
     os.kill(control, signal.SIGKILL)
     lb.wait_control(control)
