@@ -104,6 +104,10 @@ class SeriesTable:
             return other
         return place
 
+    def count(self, kind: int, row: int, detail: int, owner: int, other: int) -> None:
+        """Adds one; for what is rare. What counts with every request keeps the `place`."""
+        self._cells[self.place(kind, row, detail, owner, other)] += 1
+
     def _take(self, key: int) -> int | None:
         cells = self._cells
         taken = cells[WorkerCell.SERIES]

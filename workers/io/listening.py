@@ -41,7 +41,6 @@ class Listener:
     `version` tells a connection that what it remembered of the old ones is stale."""
 
     __slots__ = (
-        "_rejections",
         "base",
         "connections",
         "others",
@@ -58,7 +57,6 @@ class Listener:
         self.connections = 0
         self.others = 0  # connections of the other workers, as of the last tick
         self.version = 0
-        self._rejections: dict[Refusal, int] = {}
         self.base = worker.slab.listener_base(spec.slot)
         self.port = _port(spec)
         self.configure(spec, tls)
@@ -117,18 +115,9 @@ class Listener:
 
     def reject(self, refusal: Refusal) -> None:
         """Counts a connection or request that was turned away before it had a route."""
-        place = self._rejections.get(refusal)
-        if place is None:
-            spec = self.spec
-            place = self.worker.series.place(
-                Kind.REJECTED,
-                spec.slot,
-                errors.REASON_INDEX[refusal],
-                spec.owner,
-                self.base + _OTHER_REJECTED,
-            )
-            self._rejections[refusal] = place
-        self.worker.slab.cells[place] += 1
+        spec = self.spec
+        other = self.base + _OTHER_REJECTED
+        self.worker.series.count(Kind.REJECTED, spec.slot, errors.REASON_INDEX[refusal], spec.owner, other)
 
     def closed(self) -> None:
         """A connection of this listener, or the tunnel that it became, has ended."""

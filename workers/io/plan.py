@@ -43,7 +43,7 @@ class Route:
     """A route with all that a request on it needs."""
 
     __slots__ = (
-        "base", "closes", "counts", "name", "pool", "prefix", "request_rules", "response_rules", "spec",
+        "base", "counts", "name", "pool", "prefix", "request_rules", "response_rules", "spec",
         "worker",
     )  # fmt: skip
 
@@ -52,9 +52,8 @@ class Route:
         self.spec = spec
         self.name = spec.name
         self.pool = pool
-        # Places of the cells that count this route's requests by method and status, and ends of tunnels.
+        # Places of the cells that count this route's requests, by method and status.
         self.counts: dict[int, int] = {}
-        self.closes: dict[int, int] = {}
         self.base = worker.slab.route_base(spec.slot)
         self.request_rules = rewrite.request_rules(spec.headers)
         self.response_rules = rewrite.response_rules(spec.headers)
@@ -71,14 +70,9 @@ class Route:
 
     def count_close(self, initiator: str, code: int | None) -> None:
         """Counts the end of a tunnel."""
+        spec = self.spec
         detail = _INITIATORS[initiator] << 13 | close_label(code)
-        place = self.closes.get(detail)
-        if place is None:
-            spec = self.spec
-            other = self.base + _OTHER_CLOSES
-            place = self.worker.series.place(Kind.CLOSES, spec.slot, detail, spec.owner, other)
-            self.closes[detail] = place
-        self.worker.slab.cells[place] += 1
+        self.worker.series.count(Kind.CLOSES, spec.slot, detail, spec.owner, self.base + _OTHER_CLOSES)
 
     def tunnels_place(self, server: Server) -> int:
         """The place of the gauge of this route's tunnels on `server`."""

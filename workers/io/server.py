@@ -44,7 +44,7 @@ class Server:
     """
 
     __slots__ = (
-        "addresses", "base", "counts", "errors", "grant", "idle", "index", "others", "pool", "retired",
+        "addresses", "base", "counts", "grant", "idle", "index", "others", "pool", "retired",
         "spec", "successor", "tls", "watch", "weight", "worker",
     )  # fmt: skip
 
@@ -61,7 +61,6 @@ class Server:
         self.successor: Server | None = None
         self.weight = spec.weight  # that counts now: the operator's, or less of it in a slow start
         self.counts: dict[int, int] = {}  # places of the cells that count its answers, by status
-        self.errors: dict[Refusal, int] = {}  # and its errors, by reason
         self.watch: Watch | None = None  # counts what goes wrong in a row, where `eject` asks for it
         self.addresses = Addresses(worker, spec)
         self.tls = client_context(pool.spec.tls) if pool.spec.tls else None
@@ -111,16 +110,10 @@ class Server:
 
     def failed(self, refusal: Refusal) -> None:
         """Counts an error of this server."""
-        cells = self.worker.slab.cells
-        cells[self.base + _ERRORS] += 1
-        place = self.errors.get(refusal)
-        if place is None:
-            spec = self.spec
-            index = errors.REASON_INDEX[refusal]
-            other = self.base + _OTHER_ERRORS
-            place = self.worker.series.place(Kind.ERRORS, spec.slot, index, spec.owner, other)
-            self.errors[refusal] = place
-        cells[place] += 1
+        self.worker.slab.cells[self.base + _ERRORS] += 1
+        spec = self.spec
+        other = self.base + _OTHER_ERRORS
+        self.worker.series.count(Kind.ERRORS, spec.slot, errors.REASON_INDEX[refusal], spec.owner, other)
         if self.watch is not None:
             self._judge(self.watch.failed(refusal))
 
