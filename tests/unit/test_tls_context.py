@@ -19,8 +19,9 @@ import pytest
 
 from tests.unit.pem import certify, dns, ip, memfd, new_key, pem_key
 from workers.contract.snapshot import CertificateSpec, ListenTls, UpstreamTls
+from workers.contract.trust import TlsSetupError, client_context, server_name
 from workers.io.tls import Handshake, TlsError, TlsStream
-from workers.io.tls_context import ServerContexts, TlsSetupError, client_context, server_name
+from workers.io.tls_context import ServerContexts
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 10.0

@@ -11,9 +11,9 @@ from workers.contract.cells import CONNECT_SECONDS, PoolCell, ServerCell
 from workers.contract.errors import Refusal
 from workers.contract.series import Kind, status_label
 from workers.contract.snapshot import EjectSpec, ServerSpec
+from workers.contract.trust import client_context
 from workers.core.health import Watch
 from workers.io.resolver import Address, Addresses
-from workers.io.tls_context import client_context
 
 if TYPE_CHECKING:
     from workers.io.pool import Pool

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from workers.contract.snapshot import ListenTls
-from workers.contract.trust import TlsSetupError, client_context, harden, server_name
-
-__all__ = ("ServerContexts", "TlsSetupError", "client_context", "server_name")
+from workers.contract.trust import TlsSetupError, harden
 
 # TLS 1.2 with forward secrecy and authenticated encryption only (RFC 9325 section 4.2); the suites of
 # TLS 1.3 are all of that kind and not set here. No finite-field DH: it is slow and needs parameters.

@@ -17,6 +17,7 @@ from workers.contract.cells import WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
+from workers.contract.trust import TlsSetupError, server_name
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io import tunnel_desk
@@ -26,7 +27,6 @@ from workers.io.listening import Acceptor, Listener
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
 from workers.io.tls import TlsStream
-from workers.io.tls_context import TlsSetupError, server_name
 from workers.io.tunnel import Pipe
 
 if TYPE_CHECKING:
