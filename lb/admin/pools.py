@@ -17,8 +17,7 @@ from lb.admin.views import AdminState, HealthWord, LastCheck, PoolView, ServerCh
 from lb.control.control import Control
 from lb.control.figures import Figures
 from lb.control.serverstate import CHECKED, PoolStanding, standing
-from lb.control.states import NANOSECONDS
-from workers.contract.cells import Admin, CheckResult, Health, StateCell
+from workers.contract.cells import NANOSECONDS, Admin, CheckResult, Health, StateCell
 from workers.contract.snapshot import PoolSpec, ServerSpec, Snapshot
 
 _ADMIN: Final[dict[Admin, AdminState]] = {Admin.READY: "ready", Admin.DRAIN: "drain", Admin.MAINT: "maint"}

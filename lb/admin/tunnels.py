@@ -25,10 +25,9 @@ from lb.admin.problems import Refused
 from lb.admin.requests import TunnelQuery
 from lb.admin.views import CLOSE_CODES, Closed, TunnelClose, TunnelPage, TunnelView
 from lb.control.control import Control, Unanswered
-from lb.control.states import NANOSECONDS
 from lb.master.report import WorkerReport
 from lb.metrics.app import FRESH
-from workers.contract.cells import WorkerCell
+from workers.contract.cells import NANOSECONDS, WorkerCell
 from workers.contract.messages import CloseTunnels, ListTunnels, TunnelFilter, TunnelReport
 
 MAX_QUESTIONS: Final = 16  # rows of one page come in so many answers at most (a message has 64 KiB)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from lb.control.control import Control
-from workers.contract.cells import Admin, EjectReason, Health, ServerCell, StateCell
+from workers.contract.cells import NANOSECONDS, Admin, EjectReason, Health, ServerCell, StateCell
 from workers.contract.snapshot import EjectSpec, PoolSpec, ServerSpec
 
 REFUSAL_EVERY: Final = 10.0  # seconds between two events that tell of refused ejections in a pool
@@ -26,7 +26,6 @@ _COUNTERS: Final = (
     ServerCell.GATEWAY_FAILURES,
     ServerCell.CONNECT_FAILURES,
 )
-_NANOSECONDS: Final = 1_000_000_000
 
 Key = tuple[int, int]  # slot and owner
 Counts = tuple[int, ...]  # in the order of EjectReason
@@ -184,7 +183,7 @@ class Ejections:
         """Until the ejection is over, or, where it is, until it may be forgotten."""
         states = self._control.states
         cell = states.get(server, StateCell.EJECTED_UNTIL)
-        until = cell / _NANOSECONDS
+        until = cell / NANOSECONDS
         if until > time.monotonic():
             self._set_timer(server, until, functools.partial(self._returned, pool, server, cell))
         else:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from workers.contract.cells import WorkerCell
-
-NANOSECONDS: Final = 1_000_000_000
+from workers.contract.cells import NANOSECONDS, WorkerCell
 
 
 class Histogram(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from lb.admin.views import ServerState
-from lb.control.states import NANOSECONDS, ServerStates
-from workers.contract.cells import Admin, CheckResult, Health, StateCell
+from lb.control.states import ServerStates
+from workers.contract.cells import NANOSECONDS, Admin, CheckResult, Health, StateCell
 from workers.contract.snapshot import PoolSpec, ServerSpec
 from workers.core import health
 

@@ -7,15 +7,20 @@ combines them (`workers.core.health`). Every change rings the workers' bell, so 
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from lb.control.events import EventLog
 from workers.contract.bells import Bells
-from workers.contract.cells import Admin, CheckResult, ControlCell, EjectReason, Health, StateCell
+from workers.contract.cells import (
+    NANOSECONDS,
+    Admin,
+    CheckResult,
+    ControlCell,
+    EjectReason,
+    Health,
+    StateCell,
+)
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.snapshot import ServerSpec, Snapshot
-
-NANOSECONDS: Final = 1_000_000_000
 
 
 class ServerStates:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from lb.master.fleet import Fleet
 from lb.master.report import ListenerReport, WorkerReport
 from lb.master.worker_process import WorkerProcess
-from workers.contract.cells import ListenerCell, PoolCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import NANOSECONDS, ListenerCell, PoolCell, RouteCell, ServerCell, WorkerCell
 from workers.contract.scoreboard import Scoreboard, Slab
 from workers.contract.snapshot import ListenerSpec
 
@@ -56,7 +56,7 @@ def worker_reports(fleet: Fleet, board: Scoreboard) -> tuple[WorkerReport, ...]:
 def _worker_report(worker: WorkerProcess, slab: Slab) -> WorkerReport:
     cells = slab.cells
     now = time.monotonic()
-    beat = cells[WorkerCell.HEARTBEAT] / 1e9
+    beat = cells[WorkerCell.HEARTBEAT] / NANOSECONDS
     return WorkerReport(
         slot=worker.slot,
         pid=worker.pid,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+NANOSECONDS: Final = 1_000_000_000  # in a second: times and sums of seconds are kept in them
+
 # Upper bounds of the histograms' buckets in seconds; one more bucket is for what is above the last.
 HTTP_SECONDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,

@@ -20,6 +20,7 @@ from workers.contract import errors
 from workers.contract.cells import (
     HANDSHAKE_SECONDS,
     HTTP_SECONDS,
+    NANOSECONDS,
     HandshakeResult,
     RouteCell,
     StickyResult,
@@ -47,8 +48,8 @@ _HANDSHAKE: Final = int(RouteCell.HANDSHAKE)
 _REQUESTS: Final = int(WorkerCell.REQUESTS)
 _HIT: Final = int(StickyResult.HIT)
 _MOVED: Final = int(StickyResult.MOVED)
-_HTTP_BOUNDS: Final = tuple(int(bound * 1_000_000_000) for bound in HTTP_SECONDS)
-_HANDSHAKE_BOUNDS: Final = tuple(int(bound * 1_000_000_000) for bound in HANDSHAKE_SECONDS)
+_HTTP_BOUNDS: Final = tuple(int(bound * NANOSECONDS) for bound in HTTP_SECONDS)
+_HANDSHAKE_BOUNDS: Final = tuple(int(bound * NANOSECONDS) for bound in HANDSHAKE_SECONDS)
 _METHODS: Final = {name.encode("ascii"): index << 10 for index, name in enumerate(METHODS)}
 _OTHER: Final = OTHER_METHOD << 10
 _BY_WORD: Final = {refusal.reason: refusal for refusal in errors.REASONS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from workers.contract.cells import NANOSECONDS
 from workers.contract.errors import ProxyError
 from workers.contract.snapshot import AccessLogSpec
 from workers.core import logline
@@ -70,7 +71,7 @@ class Journal:
                     status,
                     exchange.sent,
                     exchange.received,
-                    now - exchange.started / 1e9,
+                    now - exchange.started / NANOSECONDS,
                     route.name if route is not None else "",
                     route.pool.spec.name if route is not None else "",
                     exchange.last_server,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from workers.contract.cells import PoolCell, StateCell, StickyResult
+from workers.contract.cells import NANOSECONDS, PoolCell, StateCell, StickyResult
 from workers.contract.snapshot import PoolSpec, ServerSpec
 from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values
 from workers.core.health import NEVER, ServerState, Usable, combine
 from workers.core.sticky import StickyCookie, cookie_value, query_value
-from workers.io.server import NANOSECONDS, Server
+from workers.io.server import Server
 
 if TYPE_CHECKING:
     from workers.io.exchange import Exchange

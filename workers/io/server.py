@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
-from workers.contract.cells import CONNECT_SECONDS, PoolCell, ServerCell
+from workers.contract.cells import CONNECT_SECONDS, NANOSECONDS, PoolCell, ServerCell
 from workers.contract.errors import Refusal
 from workers.contract.series import Kind, status_label
 from workers.contract.snapshot import EjectSpec, ServerSpec
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from workers.io.upstream import Upstream
     from workers.io.worker import Worker
 
-NANOSECONDS: Final = 1_000_000_000
 # Plain ints: an enum member costs a look-up per use.
 _WAITING: Final = int(ServerCell.WAITING)
 _BOUND: Final = int(ServerCell.BOUND)

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from workers.contract.cells import TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
+from workers.contract.cells import NANOSECONDS, TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
 from workers.core.frames import MEDIUM, MESSAGE, WHOLE, FrameTracker
 from workers.core.wheel import NEVER
 from workers.io.endpoint import has_failed, reset
@@ -36,7 +36,6 @@ _SERVER_BYTES: Final = int(RouteCell.SERVER_BYTES)
 _TO_MESSAGES: Final = int(RouteCell.CLIENT_MESSAGES) - _CLIENT_BYTES
 _TUNNEL_SUM: Final = int(RouteCell.TUNNEL_SUM)
 _TUNNEL: Final = int(RouteCell.TUNNEL)
-_NANOSECONDS: Final = 1_000_000_000
 _SERVER_TUNNELS: Final = int(ServerCell.TUNNELS)
 
 
@@ -415,7 +414,7 @@ class Tunnel:
         cells = self.worker.slab.cells
         seconds = time.monotonic() - self.started
         base = self.route.base
-        cells[base + _TUNNEL_SUM] += int(seconds * _NANOSECONDS)
+        cells[base + _TUNNEL_SUM] += int(seconds * NANOSECONDS)
         cells[base + _TUNNEL + bisect_left(TUNNEL_SECONDS, seconds)] += 1
         self.route.count_close(self.closer or "none", self.close_code)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages, snapshot
 from workers.contract.bells import Bells
-from workers.contract.cells import WorkerCell
+from workers.contract.cells import NANOSECONDS, WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
-NANOSECONDS: Final = 1_000_000_000
 
 
 class Worker:
