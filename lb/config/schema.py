@@ -15,7 +15,7 @@ from lb.config.pool import Pool
 from lb.config.problems import Problem, Source
 from lb.config.route import Route
 from lb.config.tables import ArrayOfTables, Conflict, Key, NamedTables, Table, TableOf
-from workers.contract.scoreboard import Capacity
+from workers.contract.scoreboard import MAX_WORKERS
 
 _NAME = Text(text.name, "name")
 _FILE = Text(text.file_path, "path of a file")
@@ -25,7 +25,7 @@ class Process(Table, frozen=True, kw_only=True):
     """The processes. One master binds, forks and supervises; workers carry the traffic."""
 
     workers: Annotated[
-        int | None, Key(Integer(1, Capacity().workers, word="auto"), "Worker processes; auto: one per core.")
+        int | None, Key(Integer(1, MAX_WORKERS, word="auto"), "Worker processes; auto: one per core.")
     ] = None
     user: Annotated[
         str | None,

@@ -33,7 +33,7 @@ from workers.contract.messages import (
     Tunnels,
     TunnelsClosed,
 )
-from workers.contract.scoreboard import Scoreboard
+from workers.contract.scoreboard import MAX_WORKERS, Scoreboard
 from workers.contract.series import SeriesTable
 
 _LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
@@ -88,7 +88,7 @@ class Fleet:
     @property
     def capacity(self) -> int:
         """The most workers that there can be."""
-        return self._board.capacity.workers
+        return MAX_WORKERS
 
     def switch(self, deployment: Deployment, active: tuple[int, ...]) -> None:
         """Makes `deployment` what is served from now on: starts what is missing in `active` and retires

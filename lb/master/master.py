@@ -29,6 +29,7 @@ from lb.master.spawn import Programs, Spawned
 from lb.master.supervision import LATE
 from workers.contract.bells import Bells
 from workers.contract.errorlog import ErrorLog
+from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.sink import Sink
 
@@ -62,7 +63,7 @@ class Master:
         first = plans.first(self._path)
         self._user = spawn.identity(first.config.process.user)
         self._programs = programs or spawn.preload()
-        self._board, self._bells = _shared()
+        self._board, self._bells, self._ledger = _shared(self._open_files)
         self._holdings = Holdings(self._path, first)
         self._notifier = Notifier.from_environment(
             lambda error: self._log.warning("systemd can't be notified", error=error)
@@ -126,10 +127,10 @@ class Master:
     # --- the start -------------------------------------------------------------------------------------
 
     def _spawn(self, slot: int) -> Spawned:
-        board, bells, run = self._board, self._bells, self._programs.worker
-        kept = {board.fd, bells.workers, bells.control}
+        board, bells, ledger, run = self._board, self._bells, self._ledger, self._programs.worker
+        kept = {board.fd, bells.workers, bells.control, ledger.fd}
         return spawn.spawn(
-            f"lb-worker-{slot}", kept, lambda channel: run(slot, channel, board, bells), self._user
+            f"lb-worker-{slot}", kept, lambda channel: run(slot, channel, board, bells, ledger), self._user
         )
 
     def _spawn_control(self) -> Spawned:
@@ -272,10 +273,11 @@ class Master:
             self._loop.later(_AT_ONCE, lambda: self._fleet.kill_all(LATE))
 
 
-def _shared() -> tuple[Scoreboard, Bells]:
-    """What all processes share."""
+def _shared(open_files: int) -> tuple[Scoreboard, Bells, Ledger]:
+    """What all processes share; a worker has two of its `open_files` per tunnel."""
     try:
-        return Scoreboard.create(), Bells.create()
+        board = Scoreboard.create()
+        return board, Bells.create(), Ledger.create(board.capacity.workers, open_files // 2)
     except OSError as error:
         raise StartError(f"no memory for the scoreboard: {reason(error)}") from error
 

@@ -13,7 +13,7 @@ import msgspec
 from lb import config as configuration
 from lb.config import Compiled, Config, ConfigErrors, State
 from lb.control.spec import ControlSpec, Discovery
-from workers.contract.scoreboard import Capacity
+from workers.contract.scoreboard import MAX_WORKERS
 from workers.contract.snapshot import Snapshot
 
 _SHOWN: Final = 8  # addresses of one name in a line
@@ -139,4 +139,4 @@ def servers_changed(before: Plan, after: Plan) -> tuple[str, ...]:
 
 def usable_cores() -> int:
     """Cores that this process may run on, within what the scoreboard has room for."""
-    return min(len(os.sched_getaffinity(0)), Capacity().workers)
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)

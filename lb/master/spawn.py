@@ -21,11 +21,12 @@ from lb.master import signals
 from lb.master.failures import StartError
 from workers.contract import messages
 from workers.contract.bells import Bells
+from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 
 # What a child runs with its end of the channel; the exit status.
 Main = Callable[[socket.socket], int]
-RunWorker = Callable[[int, socket.socket, Scoreboard, Bells], int]
+RunWorker = Callable[[int, socket.socket, Scoreboard, Bells, Ledger], int]
 # With the listening sockets of metrics and admin API, where there are such.
 RunControl = Callable[[socket.socket, Scoreboard, Bells, socket.socket | None, socket.socket | None], int]
 

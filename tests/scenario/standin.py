@@ -31,6 +31,7 @@ from workers.contract import messages
 from workers.contract import snapshot as snapshots
 from workers.contract.bells import Bells
 from workers.contract.cells import ControlCell, WorkerCell
+from workers.contract.ledger import Ledger
 from workers.contract.messages import (
     Abort,
     AccessLogFd,
@@ -183,7 +184,7 @@ class StandIn:
         return True
 
 
-def run(slot: int, channel: socket.socket, board: Scoreboard, _bells: Bells) -> int:
+def run(slot: int, channel: socket.socket, board: Scoreboard, _bells: Bells, _ledger: Ledger) -> int:
     return StandIn(slot, channel, board.slab(slot)).run()
 
 

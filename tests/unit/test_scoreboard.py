@@ -208,10 +208,12 @@ def test_a_successor_clears_the_gauges_and_keeps_the_counters(board: Scoreboard)
     slab.clear_gauges()
     gauges = {
         WorkerCell.CONNECTIONS, WorkerCell.TUNNELS, WorkerCell.LISTENERS,
+        WorkerCell.MOVABLE, WorkerCell.SAFE, WorkerCell.PACED,
         *(slab.listener_base(slot) + ListenerCell.CONNECTIONS for slot in range(SMALL.listeners)),
         *(slab.route_base(slot) + cell for slot in range(SMALL.routes)
           for cell in (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)),
-        *(slab.pool_base(slot) + PoolCell.QUEUED for slot in range(SMALL.pools - 1)),
+        *(slab.pool_base(slot) + cell for slot in range(SMALL.pools - 1)
+          for cell in (PoolCell.QUEUED, PoolCell.ADMISSION_QUEUED)),
         *(slab.server_base(slot) + cell for slot in range(SMALL.servers)
           for cell in (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS, ServerCell.WAITING,
                        ServerCell.BOUND, ServerCell.IDLE)),

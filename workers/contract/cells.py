@@ -18,6 +18,7 @@ HTTP_SECONDS: Final = (
 )  # fmt: skip
 HANDSHAKE_SECONDS: Final = HTTP_SECONDS[:-1]
 CONNECT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PING_SECONDS: Final = CONNECT_SECONDS
 TUNNEL_SECONDS: Final = (
     0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 43200.0, 86400.0, 172800.0,
     345600.0, 604800.0,
@@ -51,7 +52,30 @@ class WorkerCell(enum.IntEnum):
     ROUTE_ROWS = 22
     POOL_ROWS = 23
     SERVER_ROWS = 24
+    MOVABLE = 25  # gauge: tunnels that can be handed over: no TLS on either side, and not being closed
+    SAFE = 26  # gauge: tunnels that a keeper holds
+    PACED = 27  # gauge: tunnels that wait for their turn to be closed politely
+    MIGRATIONS = 32  # counters: MigrationReason * MigrationResult.WIDTH + MigrationResult
     WIDTH = 64
+
+
+class MigrationReason(enum.IntEnum):
+    """Why a tunnel changes hands."""
+
+    CRASH = 0  # its worker died, and a keeper had it
+    RETIRE = 1  # fewer workers
+    REBALANCE = 2
+    UPGRADE = 3
+
+
+class MigrationResult(enum.IntEnum):
+    """How it ended. Counted by who takes it over, failures by who would have given it."""
+
+    OK = 0
+    UNPROVED = 1  # closed: which bytes were still to be sent can't be proved
+    GONE = 2  # both or one of its ends had failed meanwhile
+    REFUSED = 3  # it stayed where it was
+    WIDTH = 4
 
 
 class ListenerCell(enum.IntEnum):
@@ -78,6 +102,7 @@ class RouteCell(enum.IntEnum):
     SERVER_BYTES = 8
     CLIENT_MESSAGES = 9  # counter: WebSocket messages of tunnels, from the client
     SERVER_MESSAGES = 10
+    PING_TIMEOUTS = 11  # counter: tunnels closed since a side did not answer a ping
     HANDSHAKES = 16  # counters, in the order of HandshakeResult
     SECONDS_SUM = 24  # of responses, in nanoseconds
     SECONDS = 25  # a bucket per bound of HTTP_SECONDS, and one above
@@ -85,7 +110,9 @@ class RouteCell(enum.IntEnum):
     HANDSHAKE = 45
     TUNNEL_SUM = 64
     TUNNEL = 65
-    WIDTH = 96
+    PING_SUM = 96  # of round trips of pings, in nanoseconds
+    PING = 97
+    WIDTH = 128
 
 
 class HandshakeResult(enum.IntEnum):
@@ -107,6 +134,9 @@ class PoolCell(enum.IntEnum):
     STICKY = 4  # counters, in the order of StickyResult
     CONNECT_SUM = 12  # nanoseconds
     CONNECT = 13  # a bucket per bound of CONNECT_SECONDS, and one above
+    ADMITTED = 28  # counter: WebSocket handshakes that `admission` let through
+    ADMISSION_REFUSED = 29  # counter: those that it turned away
+    ADMISSION_QUEUED = 30  # gauge: those that wait for it
     WIDTH = 32
 
 
@@ -163,6 +193,7 @@ class StateCell(enum.IntEnum):
     CHANGED_AT = 9  # time of the last change of HEALTH, ADMIN or EJECTED_UNTIL
     CHECKS = 10  # counters, in the order of CheckResult
     EJECTIONS = 20  # counters, in the order of EjectReason
+    EMPTY_BY = 24  # time by which the operator wants its tunnels closed, politely; 0 is never
     WIDTH = 32
 
 
@@ -178,7 +209,7 @@ class Admin(enum.IntEnum):
     """What the operator wants of a server."""
 
     READY = 0
-    DRAIN = 1  # no new sessions; sticky cookies still find it, tunnels stay
+    DRAIN = 1  # no new sessions; sticky cookies still find it, but not with WebSockets, which are to move
     MAINT = 2  # nothing new at all; tunnels stay
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import array
 import socket
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -92,6 +92,7 @@ class TunnelReport(Message, frozen=True, kw_only=True):
     client_messages: int
     server_messages: int
     tls: bool
+    crash_safe: bool = False  # whether it would outlive its worker with every byte
 
 
 # --- master to worker --------------------------------------------------------------------------------
@@ -131,9 +132,55 @@ class ReopenLogs(Message, frozen=True, kw_only=True):
 
 class Stop(Message, frozen=True, kw_only=True):
     """Stop accepting (the accept queue is served first), end what is in flight, close what is left after
-    `grace` seconds, and exit. `grace = 0` stops at once. A second `Stop` replaces the first."""
+    `grace` seconds, and exit. `grace = 0` stops at once. A second `Stop` replaces the first. Tunnels are
+    closed politely over the time that `drain.spread` and `grace` leave; those that can be handed over are
+    left alone where `hand_over` is set: `Give` comes for them."""
 
     grace: float
+    hand_over: bool = False
+
+
+class Keep(Message, frozen=True, kw_only=True):
+    """This is the way to your keeper (the descriptor beside this message, see `tunnels`): let it hold your
+    tunnels. A second one replaces the first, whose keeper is gone. With `reclaim` it has tunnels of a
+    predecessor: ask for them once you serve."""
+
+    reclaim: bool = False
+
+
+class Give(Message, frozen=True, kw_only=True):
+    """Hand over up to `count` tunnels to the worker in slot `taker`, which has the other end of the pair
+    beside this message; answered by `Given`."""
+
+    transfer: int
+    taker: int
+    count: int
+    reason: Literal["retire", "rebalance", "upgrade"]
+
+
+class Take(Message, frozen=True, kw_only=True):
+    """Take over what comes over the pair beside this message."""
+
+    transfer: int
+    giver: int
+    reason: Literal["retire", "rebalance", "upgrade"]
+
+
+class MoveTunnels(Message, frozen=True, kw_only=True):
+    """Ask up to `count` clients of tunnels that match to come again, with a Close frame each over `spread`
+    seconds, and send those who come again within `until` (monotonic) to the server `target` of the pool
+    `pool` (empty: to whom the pool's balance chooses, but not to where they were); answered by
+    `TunnelsClosed`."""
+
+    request: int
+    where: TunnelFilter
+    count: int
+    code: int
+    spread: float
+    until: float
+    pool: str
+    target: str = ""
+    reason: str = ""
 
 
 class ListTunnels(Message, frozen=True, kw_only=True):
@@ -146,13 +193,14 @@ class ListTunnels(Message, frozen=True, kw_only=True):
 
 
 class CloseTunnels(Message, frozen=True, kw_only=True):
-    """Close the tunnels that match, each with a Close frame (RFC 6455 section 5.5.1) to both sides; answered
-    by `TunnelsClosed` with the same `request` as soon as all are on their way."""
+    """Close the tunnels that match, each with a Close frame (RFC 6455 section 5.5.1) to both sides, evenly
+    over `spread` seconds; answered by `TunnelsClosed` with the same `request` as soon as it is planned."""
 
     request: int
     where: TunnelFilter
     code: int
     reason: str = ""
+    spread: float = 0.0
 
 
 # --- worker to master --------------------------------------------------------------------------------
@@ -200,6 +248,22 @@ class TunnelsClosed(Message, frozen=True, kw_only=True):
     count: int
 
 
+class Given(Message, frozen=True, kw_only=True):
+    """The hand-over `transfer` is over: so many went; `error` where it broke off, and the rest stayed."""
+
+    transfer: int
+    count: int
+    error: str = ""
+
+
+class Reclaimed(Message, frozen=True, kw_only=True):
+    """What the keeper had of the predecessor is relayed again: `restored` tunnels; `closed` could not be
+    proved, or had nothing to go on with, and were reset."""
+
+    restored: int
+    closed: int
+
+
 AnyMessage = (
     Attach
     | Prepare
@@ -207,14 +271,20 @@ AnyMessage = (
     | Abort
     | ReopenLogs
     | Stop
+    | Keep
+    | Give
+    | Take
     | ListTunnels
     | CloseTunnels
+    | MoveTunnels
     | Ready
     | Prepared
     | Refused
     | Committed
     | Tunnels
     | TunnelsClosed
+    | Given
+    | Reclaimed
 )
 
 

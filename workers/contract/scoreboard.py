@@ -36,15 +36,18 @@ from workers.contract.cells import (
 )
 
 MAGIC: Final = 0x6C62_7363_6F72_6531
-FORMAT: Final = 2
+FORMAT: Final = 3
 HEADER_CELLS: Final = 512
 CELL: Final = 8
+
+
+MAX_WORKERS: Final = 64  # that may be configured
 
 
 class Capacity(NamedTuple):
     """How many rows of each kind a scoreboard has."""
 
-    workers: int = 64
+    workers: int = 2 * MAX_WORKERS  # an upgrade has old and new ones at once
     listeners: int = 64
     routes: int = 4096
     pools: int = 4096
@@ -165,10 +168,13 @@ _WORKER_GAUGES: Final[tuple[int, ...]] = (
     WorkerCell.CONNECTIONS,
     WorkerCell.TUNNELS,
     WorkerCell.LISTENERS,
+    WorkerCell.MOVABLE,
+    WorkerCell.SAFE,
+    WorkerCell.PACED,
 )
 _LISTENER_GAUGES: Final[tuple[int, ...]] = (ListenerCell.CONNECTIONS,)
 _ROUTE_GAUGES: Final[tuple[int, ...]] = (RouteCell.IN_FLIGHT, RouteCell.TUNNELS, RouteCell.OTHER_TUNNELS)
-_POOL_GAUGES: Final[tuple[int, ...]] = (PoolCell.QUEUED,)
+_POOL_GAUGES: Final[tuple[int, ...]] = (PoolCell.QUEUED, PoolCell.ADMISSION_QUEUED)
 _SERVER_GAUGES: Final[tuple[int, ...]] = (
     ServerCell.ACTIVE,
     ServerCell.TUNNELS,

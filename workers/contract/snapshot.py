@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,11 +82,15 @@ class HeaderRules(Spec, frozen=True, kw_only=True):
 
 
 class WebSocketSpec(Spec, frozen=True, kw_only=True):
-    """Tunnel settings of a route; seconds, `None` switches a limit off."""
+    """Tunnel settings of a route; seconds, `None` switches a limit off. `ping` is how long a side may be
+    silent before it is asked for a sign of life, and how long it has to answer. With `crash_safe`, bytes in
+    flight outlive the worker; without, only a tunnel that has none does."""
 
     idle: float | None = 3600.0
     max_age: float | None = None
+    ping: float | None = None
     inspect: bool = True
+    crash_safe: bool = True
 
 
 class RetrySpec(Spec, frozen=True, kw_only=True):
@@ -210,6 +214,15 @@ class EjectSpec(Spec, frozen=True, kw_only=True):
     panic_percent: int = 0
 
 
+class AdmissionSpec(Spec, frozen=True, kw_only=True):
+    """How many WebSocket handshakes a pool's servers get: `rate` a second, `burst` at once, `queue` wait.
+    Totals over all workers."""
+
+    rate: float
+    burst: int = 1000
+    queue: int = 5000
+
+
 class PoolSpec(Spec, frozen=True, kw_only=True):
     """One `[pool.NAME]` table. `servers` may be empty where they are discovered; `checks` has the active
     check of each server in the same order, or is empty."""
@@ -228,11 +241,17 @@ class PoolSpec(Spec, frozen=True, kw_only=True):
     timeouts: UpstreamTimeouts = UpstreamTimeouts()
     keep_alive: KeepAliveSpec = KeepAliveSpec()
     tls: UpstreamTls | None = None
+    admission: AdmissionSpec | None = None
+    # What becomes of tunnels to a server that a reload takes away.
+    on_removed: Literal["keep", "paced-close"] = "keep"
 
 
 class DrainSpec(Spec, frozen=True, kw_only=True):
-    """How long what is still open may live when its process must go; seconds."""
+    """How tunnels are asked to move (a Close frame with `close_code`, evenly over `spread` seconds), and how
+    long what is still open may live when its process must go."""
 
+    close_code: int = 1012
+    spread: float = 30.0
     hard_stop: float = 600.0
 
 

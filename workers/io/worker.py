@@ -15,6 +15,7 @@ from workers.contract import messages, snapshot
 from workers.contract.bells import Bells
 from workers.contract.cells import NANOSECONDS, WorkerCell
 from workers.contract.errorlog import ErrorLog
+from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
 from workers.contract.trust import TlsSetupError, server_name
@@ -44,13 +45,16 @@ class Worker:
     """All that the connections of one worker share. `now` is the coarse clock: monotonic seconds as of the
     last tick, good for timeouts and nothing else."""
 
-    def __init__(self, slot: int, channel: socket.socket, board: Scoreboard, bells: Bells) -> None:
+    def __init__(
+        self, slot: int, channel: socket.socket, board: Scoreboard, bells: Bells, ledger: Ledger
+    ) -> None:
         self.log = ErrorLog(f"worker {slot}")
         self.loop = Reactor(self._failed)
         self.slot = slot
         self.channel = channel
         self.board = board
         self.bells = bells
+        self.ledger = ledger
         self.slab = board.slab(slot)
         self.slab.clear_gauges()
         self.series = SeriesTable(self.slab, board.capacity.series)
