@@ -147,7 +147,7 @@ class _Compiler:
             listeners=tuple(map(self._listener, self._config.listen)),
             routes=tuple(map(self._route, self._config.route)),
             pools=pools,
-            drain=spec.DrainSpec(hard_stop=self._config.drain.hard_stop),
+            drain=spec.DrainSpec(**msgspec.structs.asdict(self._config.drain)),
             access_log=self._access_log(),
             retired_routes=retired_routes,
             retired_servers=retired_servers,
@@ -218,7 +218,6 @@ class _Compiler:
     # --- routes ------------------------------------------------------------------------------------
 
     def _route(self, route: Route) -> spec.RouteSpec:
-        websocket = route.websocket
         row = row_of(self._rows.routes, route.name)
         return spec.RouteSpec(
             slot=row.slot,
@@ -229,9 +228,7 @@ class _Compiler:
             pool=route.pool,
             strip_prefix=route.strip_prefix,
             headers=spec.HeaderRules(**msgspec.structs.asdict(route.headers)),
-            websocket=spec.WebSocketSpec(
-                idle=websocket.idle, max_age=websocket.max_age, inspect=websocket.inspect
-            ),
+            websocket=spec.WebSocketSpec(**msgspec.structs.asdict(route.websocket)),
             retry=spec.RetrySpec(**msgspec.structs.asdict(route.retry)),
         )
 

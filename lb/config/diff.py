@@ -83,6 +83,8 @@ def _key(at: Path, entry: Entry, old: Any, new: Any) -> Iterator[Change]:
         yield from _routes(at, old, new)
     elif isinstance(kind, TableOf) and old is not None and new is not None:
         yield from _tables(at, old, new)
+    elif isinstance(kind, TableOf) and entry.default is not None:
+        yield _changed(at, _whole(old), _whole(new), live=entry.key.live)  # one of them is "off"
     elif isinstance(kind, TableOf):
         live = all(inner.key.live for inner in entries(kind.table).values())
         yield _added(at, new, live=live) if old is None else _removed(at, old, live=live)
@@ -107,6 +109,10 @@ def _removed(at: Path, table: Table, *, live: bool = True) -> Change:
 def _show(entry: Entry, value: Any) -> str:
     text = entry.key.kind.show(value)
     return "none" if text == "None" else text
+
+
+def _whole(table: Table | None) -> str:
+    return '"off"' if table is None else inline(table, entries(type(table)))
 
 
 def _elements(at: Path, entry: Entry, old: tuple[Any, ...], new: tuple[Any, ...]) -> Iterator[Change]:

@@ -87,6 +87,24 @@ class Integer(Kind):
         return format_value(self._word) if value is None and self._word else str(value)
 
 
+class CloseCode(Integer):
+    """A status code that a WebSocket endpoint may send in a Close frame (RFC 6455, 7.4; IANA's registry)."""
+
+    _NEVER_SENT: Final = (1004, 1005, 1006, 1015)
+
+    def __init__(self) -> None:
+        super().__init__(1000, 4999)
+        self.type_name = "integer, 1000 to 1014 or 3000 to 4999"
+
+    def convert(self, value: object) -> int | None:
+        code = super().convert(value)
+        if code in self._NEVER_SENT:
+            raise Wrong("is a code that no Close frame carries", "1012 asks clients to come again")
+        if code is not None and 1014 < code < 3000:
+            raise Wrong("must be from 1000 to 1014 or from 3000 to 4999")
+        return code
+
+
 class Fraction(Kind):
     """A number from 0 to 1."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from lb.config import text
 from lb.config.checks import Discover, Eject, Health
-from lb.config.kinds import Boolean, Choice, Duration, Integer, Kind, ListOf, Planned, Text
+from lb.config.kinds import Boolean, Choice, Duration, Integer, Kind, ListOf, Text
 from lb.config.problems import format_value
 from lb.config.tables import ArrayOfTables, Conflict, Key, Override, Table, TableOf
 from lb.config.text import Wrong
@@ -120,6 +120,23 @@ class Queue(Table, frozen=True, kw_only=True):
     timeout: Annotated[float, Key(Duration(), "A request that waited this long is answered with 503.")] = 5.0
 
 
+class Admission(Table, frozen=True, kw_only=True):
+    """How fast WebSocket handshakes reach the servers, over all workers: clients that all come back at once
+    wait in line, those with a sticky key first."""
+
+    rate: Annotated[int, Key(Integer(1, 1_000_000), "Handshakes a second.")]
+    burst: Annotated[
+        int, Key(Integer(1, 1_000_000), "Handshakes let through at once after a quiet time.")
+    ] = 1000
+    queue: Annotated[
+        int,
+        Key(
+            Integer(0, 1_000_000),
+            "Handshakes that may wait; what exceeds it gets 503 with Retry-After. 0: nothing waits.",
+        ),
+    ] = 5000
+
+
 class PoolTimeouts(Table, frozen=True, kw_only=True):
     """What the servers get time for."""
 
@@ -208,7 +225,9 @@ class Pool(Table, frozen=True, kw_only=True):
         ),
     ] = None
     queue: Annotated[Queue, Key(TableOf(Queue), "Waiting for a server that is full.")] = Queue()
-    admission: Annotated[None, Key(Planned("off"), "Limits WebSocket handshakes a second.")] = None
+    admission: Annotated[
+        Admission | None, Key(TableOf(Admission, off=True), "Limits WebSocket handshakes a second.")
+    ] = None
     timeouts: Annotated[PoolTimeouts, Key(TableOf(PoolTimeouts), "What the servers get time for.")] = (
         PoolTimeouts()
     )
@@ -218,8 +237,12 @@ class Pool(Table, frozen=True, kw_only=True):
         Discover | None, Key(TableOf(Discover), "Servers from a file, beside those that are named here.")
     ] = None
     on_removed: Annotated[
-        None, Key(Planned("keep"), "Tunnels on a server that a reload removes: they live on.")
-    ] = None
+        Literal["keep", "paced-close"],
+        Key(
+            Choice("keep", "paced-close"),
+            "Tunnels on a server that a reload removes: they live on, or are asked to move, see `[drain]`.",
+        ),
+    ] = "keep"
 
     @property
     def every_server(self) -> tuple[Server, ...]:

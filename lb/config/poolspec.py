@@ -11,7 +11,7 @@ import msgspec
 from lb.config import text
 from lb.config.checks import Eject, Health, checks_of
 from lb.config.files import read_regular
-from lb.config.pool import Pool, PoolTls, Server, Sticky
+from lb.config.pool import Admission, Pool, PoolTls, Server, Sticky
 from lb.config.problems import Report
 from lb.config.rows import AllRows, row_of
 from lb.config.schema import Config
@@ -79,6 +79,8 @@ class PoolCompiler:
             timeouts=spec.UpstreamTimeouts(**msgspec.structs.asdict(pool.timeouts)),
             keep_alive=spec.KeepAliveSpec(**msgspec.structs.asdict(pool.keep_alive)),
             tls=None if pool.tls is None else self._pool_tls(pool, pool.tls),
+            admission=None if pool.admission is None else _admission(pool.admission),
+            on_removed=pool.on_removed,
         )
 
     def _servers(self, pool: Pool, servers: tuple[Server, ...], rows: AllRows) -> tuple[spec.ServerSpec, ...]:
@@ -177,6 +179,10 @@ def _health(checks: Health | None) -> spec.HealthSpec | None:
         body=checks.body,
         tls=checks.tls,
     )
+
+
+def _admission(admission: Admission) -> spec.AdmissionSpec:
+    return spec.AdmissionSpec(**msgspec.structs.asdict(admission))
 
 
 def _eject(eject: Eject) -> spec.EjectSpec:

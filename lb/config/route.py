@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from lb.config import text
-from lb.config.kinds import Boolean, Choice, Duration, HeaderMap, Integer, ListOf, Planned, Text
+from lb.config.kinds import Boolean, Choice, Duration, HeaderMap, Integer, ListOf, Text
 from lb.config.tables import Conflict, Key, Table, TableOf
 
 _HEADER = Text(text.ruled_header_name, "header name")
@@ -50,16 +50,40 @@ class WebSocket(Table, frozen=True, kw_only=True):
         float | None,
         Key(Duration(off=True), "A tunnel without a byte in either direction is closed after this."),
     ] = 3600.0
-    max_age: Annotated[float | None, Key(Duration(off=True), "A tunnel is closed after this.")] = None
-    ping: Annotated[None, Key(Planned("off"), "Pings from the load balancer.")] = None
+    max_age: Annotated[
+        float | None,
+        Key(Duration(off=True), "A tunnel is closed after this, politely: with drain.close_code."),
+    ] = None
+    ping: Annotated[
+        float | None,
+        Key(
+            Duration("1s", off=True),
+            "A side that is silent this long is sent a ping, and closed when it does not answer for as long "
+            "again. Its pong goes no further. Finds peers that are gone without a word.",
+        ),
+    ] = None
     inspect: Annotated[
         bool,
         Key(
             Boolean(),
-            "Reads frame headers on the way, for message counts and close codes in log and metrics.",
+            "Reads frame headers on the way, for message counts and close codes in log and metrics, and to "
+            "put pings and Close frames between frames. Without it tunnels that have to end are cut off.",
         ),
     ] = True
-    crash_safe: Annotated[None, Key(Planned(False), "Tunnels outlive a crash of their worker.")] = None
+    crash_safe: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            "Tunnels outlive a crash of their worker with every byte; false: only those that have none in "
+            "flight. Where either side is TLS or a Unix socket it can't be had, and such tunnels end "
+            "with their worker; `lb tunnels` shows which are safe.",
+        ),
+    ] = True
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.ping is not None and not self.inspect:
+            message = "needs inspect = true: without it nobody knows where a frame ends and a ping can go"
+            yield Conflict(("ping", "inspect"), message, 'remove inspect = false, or write ping = "off"')
 
 
 class Retry(Table, frozen=True, kw_only=True):

@@ -41,6 +41,7 @@ def apply_rules(config: Config, data: Mapping[str, Any], errors: Report, warning
     for pool in config.pool:
         if pool.name not in names:
             warnings.add(("pool", pool.name), "no route uses this pool")
+    _warn_hard_closes(routes, config.pool, warnings)
     _warn_shared_cookies(config, warnings)
     _warn_open_admin(config, warnings)
     return msgspec.structs.replace(config, route=routes)
@@ -165,6 +166,22 @@ def _paths_over(path: str | None) -> Iterator[str | None]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield f"{path}/*"
+
+
+def _warn_hard_closes(routes: Sequence[Route], pools: Sequence[Pool], warnings: Report) -> None:
+    """Where frames are not inspected nobody knows where a Close frame can go."""
+    blind: dict[str, str] = {}
+    for route in routes:
+        if not route.websocket.inspect:
+            blind.setdefault(route.pool, route.name)
+    for pool in pools:
+        if pool.on_removed == "paced-close" and pool.name in blind:
+            message = (
+                f'route "{blind[pool.name]}" has inspect = false: its WebSockets get no Close frame, '
+                "moves become hard closes"
+            )
+            at = ("pool", pool.name, "on_removed")
+            warnings.add(at, message, value=pool.on_removed, hint="inspect = true lets them be asked to move")
 
 
 def _warn_redirects(listeners: Sequence[Listen], warnings: Report) -> None:

@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from lb.config import text
-from lb.config.kinds import Boolean, Choice, Duration, Fraction, Integer, ListOf, Planned, Size, Text
+from lb.config.kinds import (
+    Boolean,
+    Choice,
+    CloseCode,
+    Duration,
+    Fraction,
+    Integer,
+    ListOf,
+    Planned,
+    Size,
+    Text,
+)
 from lb.config.pool import Pool
 from lb.config.problems import Problem, Source
 from lb.config.route import Route
@@ -19,6 +30,21 @@ from workers.contract.scoreboard import MAX_WORKERS
 
 _NAME = Text(text.name, "name")
 _FILE = Text(text.file_path, "path of a file")
+
+
+class Rebalance(Table, frozen=True, kw_only=True):
+    """The kernel spreads connections over the workers and does not know how long they live. When the numbers
+    of WebSockets in the workers drift apart, the fullest hands some over to the emptiest; their ends do not
+    notice. Those with TLS on either side stay where they are."""
+
+    tunnels: Annotated[
+        int, Key(Integer(1, 1_000_000), "Workers that differ by fewer WebSockets are left alone.")
+    ] = 50
+    percent: Annotated[
+        int,
+        Key(Integer(1, 100), "So are those that differ by less than this share of the average worker's."),
+    ] = 10
+    pace: Annotated[int, Key(Integer(1, 100_000), "WebSockets handed over a second, at most.")] = 200
 
 
 class Process(Table, frozen=True, kw_only=True):
@@ -40,7 +66,9 @@ class Process(Table, frozen=True, kw_only=True):
     wedged_after: Annotated[
         float, Key(Duration("1s", "1h"), "A worker whose event loop stands still this long is replaced.")
     ] = 10.0
-    rebalance: Annotated[None, Key(Planned("off"), "Moves tunnels between workers.")] = None
+    rebalance: Annotated[
+        Rebalance | None, Key(TableOf(Rebalance, off=True), "Evens out the workers' numbers of WebSockets.")
+    ] = Rebalance()
 
 
 class ListenTls(Table, frozen=True, kw_only=True):
@@ -117,12 +145,27 @@ class Listen(Table, frozen=True, kw_only=True):
 
 
 class Drain(Table, frozen=True, kw_only=True):
-    """The polite end of tunnels whose process has to go."""
+    """How WebSockets are asked to move: with a Close frame to both sides, a few at a time, so that clients
+    come back as a drizzle rather than a storm."""
 
-    close_code: Annotated[None, Key(Planned(), "Close code that clients are sent.")] = None
-    spread: Annotated[None, Key(Planned(), "Time over which clients are sent away.")] = None
+    close_code: Annotated[
+        int,
+        Key(
+            CloseCode(),
+            "Code of that Close frame: at a shutdown, where a server is drained or removed, and at max_age. "
+            "1012 asks most clients to connect again, 1001 says that the server goes away.",
+        ),
+    ] = 1012
+    spread: Annotated[
+        float,
+        Key(
+            Duration("0s", "1d"),
+            "Time over which they are closed, evenly; 0s: all at once. At a shutdown it is cut to fit into "
+            "shutdown_timeout.",
+        ),
+    ] = 30.0
     hard_stop: Annotated[
-        float, Key(Duration("0s"), "Tunnels of a worker that has lost its master are closed after this.")
+        float, Key(Duration("0s"), "WebSockets of a worker that has lost its master are closed after this.")
     ] = 600.0
 
 

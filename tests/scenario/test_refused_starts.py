@@ -60,8 +60,8 @@ def test_every_wrong_key_and_value_at_once(tmp_path: Path) -> None:
 
 def test_a_feature_that_is_not_built_yet(tmp_path: Path) -> None:
     planned = tables(tmp_path)
-    planned["pool"]["main"]["admission"] = {"rate": 500}
-    assert "admission" in run(tmp_path, dumps(planned)).stderr
+    planned["listen"]["public"]["proxy_protocol"] = True
+    assert "proxy_protocol = true: is not supported yet" in run(tmp_path, dumps(planned)).stderr
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

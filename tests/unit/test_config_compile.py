@@ -78,11 +78,12 @@ def test_a_bare_configuration_has_the_defaults_of_the_snapshot(tmp_path: pathlib
         routes=(spec.RouteSpec(slot=0, owner=1, name="app", pool="app"),),
         pools=(spec.PoolSpec(slot=0, owner=1, name="app", servers=(server,)),),
     )
-    bare, _ = build(VALID + "tls = {}\nhealth = {}\neject = {}\n", tmp_path)
+    bare, _ = build(VALID + "tls = {}\nhealth = {}\neject = {}\nadmission.rate = 9\n", tmp_path)
     pool = bare.snapshot.pools[0]
     assert pool.tls == spec.UpstreamTls()
     assert pool.checks == (spec.HealthSpec(),)
     assert pool.eject == spec.EjectSpec()
+    assert pool.admission == spec.AdmissionSpec(rate=9.0)
 
 
 def test_everything_arrives(tmp_path: pathlib.Path) -> None:
@@ -104,7 +105,7 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
         pool = "chat"
         strip_prefix = true
         headers = { request_set = { X-Edge = "1" }, response_remove = ["B"] }
-        websocket = { idle = "off", max_age = "24h", inspect = false }
+        websocket = { idle = "off", max_age = "24h", ping = "25s", crash_safe = false }
         retry = { attempts = 3, on = ["503"] }
         [pool.chat]
         balance = "hash"
@@ -115,6 +116,8 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
         keep_alive = { max_idle = 0, idle = "9s" }
         tls = { verify = false, sni = "b.internal" }
         slow_start = "15s"
+        admission = { rate = 5, burst = 6, queue = 7 }
+        on_removed = "paced-close"
         health.type = "http"
         health.path = "/alive?deep"
         health.every = "5s"
@@ -137,6 +140,8 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
           { address = "unix:/run/app.sock", backup = true, health = "off" },
         ]
         [drain]
+        close_code = 4001
+        spread = "0s"
         hard_stop = "1h"
         [access_log]
         path = "access.log"
@@ -170,7 +175,7 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
             pool="chat",
             strip_prefix=True,
             headers=spec.HeaderRules(request_set=(("X-Edge", "1"),), response_remove=("B",)),
-            websocket=spec.WebSocketSpec(idle=None, max_age=86400.0, inspect=False),
+            websocket=spec.WebSocketSpec(idle=None, max_age=86400.0, ping=25.0, crash_safe=False),
             retry=spec.RetrySpec(attempts=3, on=("503",)),
         ),
     )
@@ -220,9 +225,11 @@ def test_everything_arrives(tmp_path: pathlib.Path) -> None:
             timeouts=spec.UpstreamTimeouts(connect=1.0, response_head=2.0, body_idle=3.0),
             keep_alive=spec.KeepAliveSpec(max_idle=0, idle=9.0),
             tls=spec.UpstreamTls(verify=False, sni="b.internal"),
+            admission=spec.AdmissionSpec(rate=5.0, burst=6, queue=7),
+            on_removed="paced-close",
         ),
     )
-    assert snapshot.drain == spec.DrainSpec(hard_stop=3600.0)
+    assert snapshot.drain == spec.DrainSpec(close_code=4001, spread=0.0, hard_stop=3600.0)
     log = spec.AccessLogSpec(path=str(tmp_path / "access.log"), format="combined", sample=0.5)
     assert snapshot.access_log == log
     assert spec.decode(spec.encode(snapshot)) == snapshot

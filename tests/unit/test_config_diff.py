@@ -98,6 +98,26 @@ def test_nothing_changed() -> None:
         ("[listen.public]", "process.workers = 2\n[listen.public]", ['process.workers: "auto" -> 2']),
         (
             "[listen.public]",
+            'process.rebalance = "off"\n[listen.public]',
+            ['process.rebalance: { tunnels = 50, percent = 10, pace = 200 } -> "off"'],
+        ),
+        (
+            "[listen.public]",
+            "process.rebalance.pace = 20\ndrain.close_code = 1001\n[listen.public]",
+            ["process.rebalance.pace: 200 -> 20", "drain.close_code: 1012 -> 1001"],
+        ),
+        (
+            'path = "/ws/*"',
+            'path = "/ws/*"\nwebsocket = { ping = "25s", crash_safe = false }',
+            ['route.chat.websocket.ping: "off" -> "25s"', "route.chat.websocket.crash_safe: true -> false"],
+        ),
+        (
+            "[pool.chat]",
+            '[pool.chat]\non_removed = "paced-close"\nadmission = { rate = 9 }',
+            ["pool.chat.admission: + { rate = 9 }", 'pool.chat.on_removed: "keep" -> "paced-close"'],
+        ),
+        (
+            "[listen.public]",
             'process.user = "lb"\n[listen.public]',
             ['process.user: none -> "lb" (needs a restart)'],
         ),
@@ -105,6 +125,13 @@ def test_nothing_changed() -> None:
 )
 def test_each_change(find: str, replace: str, expected: list[str]) -> None:
     assert sorted(changed(find, replace)) == sorted(expected)
+
+
+def test_what_is_switched_on_again() -> None:
+    off = 'process.rebalance = "off"\n' + BASE
+    assert lines(off, BASE) == ['process.rebalance: "off" -> { tunnels = 50, percent = 10, pace = 200 }']
+    old, new = parse(off, pathlib.Path("lb.toml")), parse(BASE, pathlib.Path("lb.toml"))
+    assert refuse_live(old, new) == []
 
 
 def test_what_is_removed() -> None:

@@ -59,6 +59,7 @@ def test_there_are_the_examples_that_the_documentation_names() -> None:
         "health-checks",
         "discovery",
         "admin-over-tcp",
+        "moving-websockets",
     } <= names
     five_lines = (ROOT / "config" / "examples" / "two-websocket-servers.toml").read_text().splitlines()
     assert len(five_lines) == 5
@@ -90,6 +91,8 @@ def test_the_reference_names_every_key_once_in_its_table() -> None:
         "[listen.NAME.limits]",
         "[[route]]",
         "[route.retry]",
+        "[process.rebalance]",
+        "[pool.NAME.admission]",
         "[[pool.NAME.server]]",
         "[pool.NAME.health]",
         "[pool.NAME.eject]",
@@ -99,6 +102,7 @@ def test_the_reference_names_every_key_once_in_its_table() -> None:
     ):
         assert text.count(f"## `{heading}`\n") == 1
     assert '| `wedged_after` | duration, 1s to 1h | `"10s"` | yes |' in text
+    assert "| `close_code` | integer, 1000 to 1014 or 3000 to 4999 | `1012` | yes |" in text
     assert "| `user` | name of a user |  | restart |" in text
     assert "| `bind` |" in text
     assert '| `for` | duration, 100ms to 24h | `"30s"` | yes |' in text

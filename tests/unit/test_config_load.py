@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.config import Config, ConfigErrors, load, parse
+from lb.config.pool import Admission
 from lb.config.problems import did_you_mean
-from lb.config.schema import Listen
+from lb.config.route import WebSocket
+from lb.config.schema import Drain, Listen, Rebalance
 from lb.config.tables import NamedTables, entries
 
 FILE = pathlib.Path("/etc/lb/lb.toml")
@@ -53,7 +55,7 @@ def test_everything_that_the_design_names_and_is_built() -> None:
         pid_file = "/run/lb/lb.pid"
         shutdown_timeout = "0s"
         wedged_after = "10s"
-        rebalance = "off"
+        rebalance = { tunnels = 40, percent = 20, pace = 100 }
         [listen.public]
         bind = [":8080", "unix:/run/lb.sock"]
         trusted_proxies = ["10.0.0.0/8"]
@@ -76,19 +78,19 @@ def test_everything_that_the_design_names_and_is_built() -> None:
         headers.request_remove = ["A"]
         headers.response_set = {}
         headers.response_remove = ["B"]
-        websocket = { idle = "off", max_age = "24h", ping = "off", inspect = false, crash_safe = false }
+        websocket = { idle = "off", max_age = "24h", ping = "25s", inspect = true, crash_safe = false }
         retry = { attempts = 3, on = ["connect", "reset", "503"] }
         [pool.chat]
         balance = "hash"
         hash_on = "header:X-User"
         sticky = { cookie = "lb", key_file = "sticky.key" }
         slow_start = "off"
-        admission = "off"
+        admission = { rate = 500, burst = 100, queue = 0 }
         queue = { length = 0, timeout = "5s" }
         timeouts = { connect = "2s", response_head = "60s", body_idle = "60s" }
         keep_alive = { max_idle = 0, idle = "60s" }
         tls = { verify = true, sni = "backend.internal", ca = "ca.pem" }
-        on_removed = "keep"
+        on_removed = "paced-close"
         [[pool.chat.server]]
         name = "blue"
         address = "10.0.0.11:9000"
@@ -99,6 +101,8 @@ def test_everything_that_the_design_names_and_is_built() -> None:
         address = "10.0.0.12:9000"
         max_connections = "off"
         [drain]
+        close_code = 4000
+        spread = "1m"
         hard_stop = "1h"
         [access_log]
         path = "off"
@@ -111,13 +115,27 @@ def test_everything_that_the_design_names_and_is_built() -> None:
     assert config.listen[0].limits.head_bytes == 16384
     assert config.listen[0].timeouts.send == 5.0
     assert config.route[0].headers.request_set == (("X-Edge", "1"),)
-    assert config.route[0].websocket.idle is None
+    assert config.process.rebalance == Rebalance(tunnels=40, percent=20, pace=100)
+    websocket = WebSocket(idle=None, max_age=86400.0, ping=25.0, inspect=True, crash_safe=False)
+    assert config.route[0].websocket == websocket
     assert config.route[0].retry.on == ("connect", "reset", "503")
     server = config.pool[0].server[0]
     assert (server.label, server.weight, server.backup, server.max_connections) == ("blue", 3, True, 7)
     assert config.pool[0].server[1].max_connections is None
-    assert config.drain.hard_stop == 3600.0
+    assert config.pool[0].admission == Admission(rate=500, burst=100, queue=0)
+    assert config.pool[0].on_removed == "paced-close"
+    assert config.drain == Drain(close_code=4000, spread=60.0, hard_stop=3600.0)
     assert config.access_log.sample == 0.5
+
+
+def test_what_can_be_off_is_none() -> None:
+    """`rebalance` alone is on without being named."""
+    assert parse(VALID, FILE).process.rebalance == Rebalance()
+    assert parse("process.rebalance = {}\n" + VALID, FILE).process.rebalance == Rebalance()
+    off = 'process.rebalance = "off"\n' + LISTEN + ROUTE + 'websocket.ping = "off"\n' + POOL
+    config = parse(off + 'admission = "off"\n', FILE)
+    assert (config.process.rebalance, config.pool[0].admission) == (None, None)
+    assert config.route[0].websocket.ping is None
 
 
 def test_every_error_at_once_in_file_order() -> None:
@@ -129,7 +147,7 @@ bind = [":8080", "localhost:99999"]
 timeouts = { head = "1s", send = 3 }
 [[route]]
 pool = "chta"
-websocket = { ping = "20s" }
+websocket = { ping = "20ms" }
 [pool.chat]
 servers = ["10.0.0.1:9000", "10.0.0.2"]
 balance = "least-con"
@@ -145,7 +163,7 @@ listen = "127.0.0.1"
         f':5: listen.public.timeouts.head = "1s": unknown key ({known})',
         ':5: listen.public.timeouts.send = 3: expected a duration such as "250ms" or "10s" (write "3s")',
         ':7: route[0].pool = "chta": there is no such pool (did you mean "chat"?)',
-        ':8: route[0].websocket.ping = "20s": is not supported yet; only "off" is',
+        ':8: route[0].websocket.ping = "20ms": must be from 1s to 365d',
         ':10: pool.chat.servers[1] = "10.0.0.2": the port is missing (write "10.0.0.2:8080")',
         f':11: pool.chat.balance = "least-con": expected {balances} (did you mean "least-conn"?)',
         ':12: pool.chat.ballance = "hash": unknown key (did you mean "balance"?)',
@@ -245,8 +263,30 @@ listen = "127.0.0.1"
             ":5: route[0].headers.request_remove: A is set as well",
         ),
         (LISTEN + ROUTE + 'headers.request_remove = ["host"]\n' + POOL, "Host can't be removed"),
+        (
+            LISTEN + ROUTE + 'websocket = { ping = "25s", inspect = false }\n' + POOL,
+            ":5: route[0].websocket.ping: needs inspect = true: without it nobody knows where a frame ends",
+        ),
+        (LISTEN + ROUTE + 'websocket.ping = "999ms"\n' + POOL, 'ping = "999ms": must be from 1s to 365d'),
+        (LISTEN + ROUTE + "websocket.crash_safe = 0\n" + POOL, "crash_safe = 0: expected true or false"),
         (LISTEN + ROUTE + "retry.attempts = 11\n" + POOL, "retry.attempts = 11: must be from 1 to 10"),
         (LISTEN + ROUTE + 'retry.on = ["conect"]\n' + POOL, 'retry.on[0] = "conect": expected'),
+        # Moving tunnels
+        ("process.rebalance = true\n" + VALID, ":1: process.rebalance = true: expected a table"),
+        ("process.rebalance.tunnels = 0\n" + VALID, "rebalance.tunnels = 0: must be from 1 to 1000000"),
+        ("process.rebalance.percent = 101\n" + VALID, "rebalance.percent = 101: must be from 1 to 100"),
+        ("process.rebalance.pace = 0\n" + VALID, "rebalance.pace = 0: must be from 1 to 100000"),
+        ("drain.close_code = 1006\n" + VALID, "close_code = 1006: is a code that no Close frame carries"),
+        ("drain.close_code = 1015\n" + VALID, "close_code = 1015: is a code that no Close frame carries"),
+        ("drain.close_code = 1016\n" + VALID, "must be from 1000 to 1014 or from 3000 to 4999"),
+        ("drain.close_code = 2999\n" + VALID, "must be from 1000 to 1014 or from 3000 to 4999"),
+        ("drain.close_code = 5000\n" + VALID, "close_code = 5000: must be from 1000 to 4999"),
+        ('drain.spread = "25h"\n' + VALID, 'drain.spread = "25h": must be from 0s to 1d'),
+        (VALID + "admission = {}\n", ":7: pool.app.admission.rate: is missing: Handshakes a second."),
+        (VALID + "admission = { rate = 0 }\n", "admission.rate = 0: must be from 1 to 1000000"),
+        (VALID + "admission = { rate = 0.5 }\n", "admission.rate = 0.5: expected a whole number"),
+        (VALID + "admission = { rate = 1, burst = 0 }\n", "admission.burst = 0: must be from 1 to 1000000"),
+        (VALID + 'on_removed = "close"\n', 'on_removed = "close": expected "keep" or "paced-close"'),
         # Pools
         (VALID + "sticky = {}\n", ":7: pool.app.sticky.cookie: sticky needs one of"),
         (VALID + 'sticky = { cookie = "a", ip = true }\n', "sticky.cookie: only one of cookie, ip can be"),
@@ -282,21 +322,8 @@ def test_each_error(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "process.rebalance = { tunnels = 50 }",
-            "process.rebalance = { tunnels = 50 }: is not supported yet",
-        ),
         ("listen.main.proxy_protocol = true", "proxy_protocol = true: is not supported yet; only false is"),
-        ('drain.spread = "30s"', 'drain.spread = "30s": is not supported yet'),
-        ("drain.close_code = 1012", "drain.close_code = 1012: is not supported yet"),
-        ("pool.app.admission = { rate = 1 }", "is not supported yet"),
-        ('pool.app.on_removed = "paced-close"', 'is not supported yet; only "keep" is'),
-        ('route = [{ pool = "app", websocket = { ping = "20s" } }]', 'ping = "20s": is not supported yet'),
-        (
-            'route = [{ pool = "app", websocket = { crash_safe = true } }]',
-            "crash_safe = true: is not supported",
-        ),
-        ('route = [{ pool = "app", websocket = { crash_safe = 0 } }]', "crash_safe = 0: is not supported"),
+        ("listen.main.proxy_protocol = 1", "proxy_protocol = 1: is not supported yet; only false is"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(text: str, expected: str) -> None:
@@ -403,6 +430,16 @@ def test_a_route_that_is_never_reached(first: str, second: str, reached: bool) -
         message = 'route[1]: is never reached: route "one" before it takes all of its requests'
         assert len(found) == 1
         assert message in found[0]
+
+
+def test_moves_without_frames_are_hard_closes() -> None:
+    blind = LISTEN + ROUTE + 'name = "raw"\nwebsocket.inspect = false\n' + POOL
+    assert warnings(blind) == []
+    assert warnings(blind + 'on_removed = "paced-close"\n') == [
+        ':9: pool.app.on_removed = "paced-close": route "raw" has inspect = false: its WebSockets get no '
+        "Close frame, moves become hard closes (inspect = true lets them be asked to move)"
+    ]
+    assert warnings(VALID + 'on_removed = "paced-close"\n') == []
 
 
 def test_other_warnings() -> None:
