@@ -58,6 +58,25 @@ class ReloadReport(Report, frozen=True, kw_only=True):
     last_success: float = 0.0  # Unix time; 0 before the first
 
 
+class UpgradeOutcome(Report, frozen=True, kw_only=True):
+    """How an upgrade in place ended. `error` says why it did not happen: then nothing has changed."""
+
+    ok: bool
+    before: str  # the version that ran
+    after: str = ""  # that runs now, or would have
+    error: str = ""
+    seconds: float = 0.0
+    at: float = 0.0  # Unix time
+
+
+class UpgradeReport(Report, frozen=True, kw_only=True):
+    """Upgrades since the start; `last` is `None` before the first."""
+
+    succeeded: int = 0
+    failed: int = 0
+    last: UpgradeOutcome | None = None
+
+
 class StatusReport(Report, frozen=True, kw_only=True):
     """All that `lb status` shows."""
 
@@ -65,7 +84,7 @@ class StatusReport(Report, frozen=True, kw_only=True):
     pid: int
     config: str
     uptime: float
-    state: str  # starting, serving, reloading, stopping
+    state: str  # starting, serving, reloading, upgrading, stopping
     generation: int
     workers: tuple[WorkerReport, ...]
     workers_wanted: int
@@ -74,13 +93,14 @@ class StatusReport(Report, frozen=True, kw_only=True):
     restarts: dict[str, int]  # of workers, by cause
     control_pid: int = 0  # of the control process; 0 while there is none
     control_restarts: dict[str, int] = {}  # by cause
+    upgrades: UpgradeReport = UpgradeReport()
 
 
 class Request(Report, frozen=True, kw_only=True):
     """What is asked of the command socket, one JSON line. `config` is the absolute path of the file that
     the caller means; a master that runs on another refuses. `now` makes a stop immediate."""
 
-    command: Literal["reload", "status", "stop"]
+    command: Literal["reload", "status", "stop", "upgrade"]
     config: str = ""
     now: bool = False
 
@@ -91,4 +111,5 @@ class Reply(Report, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     outcome: Outcome | None = None
     status: StatusReport | None = None
+    upgrade: UpgradeOutcome | None = None
     pid: int = 0
