@@ -206,6 +206,7 @@ class TunnelView(View, frozen=True, kw_only=True):
     client_messages: int  # -1: frames are not inspected
     server_messages: int
     tls: bool
+    crash_safe: bool  # it would outlive a crash of its worker with every byte
 
 
 class TunnelPage(View, frozen=True, kw_only=True):

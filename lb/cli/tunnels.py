@@ -121,7 +121,9 @@ def collect(api: Api, query: dict[str, str | int | float], wanted: int | None) -
 def _table(page: TunnelPage) -> list[str]:
     if not page.tunnels:
         return ["no tunnels"]
-    rows = [["age", "idle", "from client", "from server", "messages", "client", "route", "server", "id"]]
+    rows = [
+        ["age", "idle", "from client", "from server", "messages", "safe", "client", "route", "server", "id"]
+    ]
     rows += [_row(tunnel) for tunnel in page.tunnels]
     lines = table(rows)
     left = page.total - len(page.tunnels)
@@ -138,6 +140,7 @@ def _row(tunnel: TunnelView) -> list[str]:
         size(tunnel.client_bytes),
         size(tunnel.server_bytes),
         f"{tunnel.client_messages}/{tunnel.server_messages}" if inspected else "-",
+        "yes" if tunnel.crash_safe else "no",
         clean(tunnel.client),
         tunnel.route,
         f"{tunnel.pool}/{clean(tunnel.server)}",

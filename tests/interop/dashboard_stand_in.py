@@ -258,7 +258,8 @@ def _tunnel(number: int) -> views.TunnelView:
         server_bytes=3_000_000,
         client_messages=number,
         server_messages=-1,
-        tls=True,
+        tls=number % 2 == 1,
+        crash_safe=number % 2 == 0,
     )
 
 

@@ -193,7 +193,7 @@ def tunnel_view(number: int, **changed: object) -> TunnelView:
         "id": f"0-100-{number}", "worker": 0, "route": "all", "pool": "web", "server": "10.0.0.1:80",
         "client": "192.0.2.1", "host": "example.com", "path": "/ws", "request_id": "r", "age": 300.0,
         "idle": 2.0, "client_bytes": 2048, "server_bytes": 100, "client_messages": 4, "server_messages": 5,
-        "tls": False,
+        "tls": False, "crash_safe": True,
     }  # fmt: skip
     return msgspec.convert({**fields, **changed}, TunnelView)
 

@@ -39,7 +39,7 @@ def test_they_are_listed(server: AdminServer, capsys: Capture) -> None:
     assert run(server) == 0
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["age", "idle"]
-    assert first.split() == ["5m", "0s", "2s", "2.0", "KiB", "100", "B", "4/5", "192.0.2.1", "all",
+    assert first.split() == ["5m", "0s", "2s", "2.0", "KiB", "100", "B", "4/5", "yes", "192.0.2.1", "all",
                              "web/10.0.0.1:80", "0-100-1"]  # fmt: skip
     assert second.endswith("0-100-2")
     assert server.asked[0].target == "tunnels?limit=100"
