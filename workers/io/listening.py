@@ -119,6 +119,13 @@ class Listener:
         other = self.base + _OTHER_REJECTED
         self.worker.series.count(Kind.REJECTED, spec.slot, errors.REASON_INDEX[refusal], spec.owner, other)
 
+    def joined(self) -> None:
+        """A tunnel came that another worker accepted as a connection: counted beyond all limits."""
+        self.connections += 1
+        cells = self.worker.slab.cells
+        cells[self.base] += 1
+        cells[_WORKER_CONNECTIONS] += 1
+
     def closed(self) -> None:
         """A connection of this listener, or the tunnel that it became, has ended."""
         self.connections -= 1

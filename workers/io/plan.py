@@ -6,7 +6,7 @@ connections, a listener its accepting sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
@@ -17,12 +17,14 @@ from workers.contract.series import INITIATORS, Key, Kind, close_label, status_l
 from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerSpec, Snapshot
 from workers.core import rewrite
 from workers.core.routing import Router, strip_prefix
+from workers.io import admission
 from workers.io.listening import Acceptor, Listener
 from workers.io.pool import Pool
 from workers.io.server import Server
 from workers.io.tls_context import ServerContexts
 
 if TYPE_CHECKING:
+    from workers.io.adoption import Homes
     from workers.io.worker import Worker
 
 
@@ -91,7 +93,7 @@ class Route:
 class Plan:
     """The routing tables of one generation."""
 
-    __slots__ = ("_router", "_routes", "listeners", "pools", "snapshot", "watched")
+    __slots__ = ("_router", "_routes", "homes", "listeners", "pools", "snapshot", "watched")
 
     def __init__(self, worker: Worker, snapshot: Snapshot, former: Plan | None) -> None:
         self.snapshot = snapshot
@@ -102,6 +104,12 @@ class Plan:
         self._router = Router(snapshot.routes)
         self.watched = [pool for pool in self.pools.values() if pool.watched]
         self.listeners: dict[str, ListenerSpec] = {spec.name: spec for spec in snapshot.listeners}
+        self.homes: Homes | None = None  # where adopted tunnels are counted
+
+    @property
+    def routes(self) -> Iterable[Route]:
+        """All routes."""
+        return self._routes.values()
 
     def find(self, host: bytes, path: bytes) -> Route:
         """The route of a request. Raises `ProxyError` where there is none."""
@@ -120,10 +128,13 @@ class Plan:
             if former is not None and name in former.pools:
                 # Those who wait keep their configuration, and their turn.
                 pool.waiting = former.pools[name].waiting
+            admission.carry_over(former.pools.get(name) if former is not None else None, pool)
         if former is not None:
             for pool in former.pools.values():
                 if self.pools.get(pool.spec.name) is not pool:
                     pool.retire(kept)
+            if former.homes is not None:
+                former.homes.end(kept)
 
     def own_rows(self, worker: Worker) -> None:
         """Takes the rows of this configuration: those that belonged to somebody else start from zero."""
