@@ -169,8 +169,8 @@ class Take(Message, frozen=True, kw_only=True):
 class MoveTunnels(Message, frozen=True, kw_only=True):
     """Ask up to `count` clients of tunnels that match to come again, with a Close frame each over `spread`
     seconds, and send those who come again within `until` (monotonic) to the server `target` of the pool
-    `pool` (empty: to whom the pool's balance chooses, but not to where they were); answered by
-    `TunnelsClosed`."""
+    `pool` (empty: to whom the pool's balance chooses, but not to where they were), at most `total` of
+    them and as long as it has less than `aim` tunnels; answered by `TunnelsClosed`."""
 
     request: int
     where: TunnelFilter
@@ -179,7 +179,9 @@ class MoveTunnels(Message, frozen=True, kw_only=True):
     spread: float
     until: float
     pool: str
+    total: int  # in all workers; a client may come again to another
     target: str = ""
+    aim: int = 0
     reason: str = ""
 
 

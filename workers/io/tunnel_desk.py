@@ -1,8 +1,8 @@
-"""What the admin API asks a worker about its tunnels: which there are, and to close some."""
+"""What the admin API asks a worker about its tunnels: which there are, to close some, and to move some."""
 
 from __future__ import annotations
 
-import itertools
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +11,12 @@ import msgspec
 from workers.contract.messages import (
     CloseTunnels,
     ListTunnels,
+    MoveTunnels,
     TunnelFilter,
     TunnelReport,
     Tunnels,
     TunnelsClosed,
 )
-from workers.io.closing import close_politely
 from workers.io.tls import TlsStream
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ _MOST: Final = 100
 _PAGE_BYTES: Final = 48 * 1024
 _TEXT: Final = 120
 _MAX_REASON: Final = 123  # bytes: a control frame's payload has 125 (RFC 6455 section 5.5)
-# Tunnels that begin to close in one turn of the loop, so that the others are not held up.
-_AT_ONCE: Final = 64
 _encoder: Final = msgspec.msgpack.Encoder()
 
 
@@ -53,22 +51,35 @@ def page(tunnels: Mapping[int, Tunnel], question: ListTunnels, now: float) -> Tu
 
 
 def close(worker: Worker, order: CloseTunnels) -> TunnelsClosed:
-    """Begins to close the tunnels that match, some in each turn of the loop."""
-    if not 1000 <= order.code <= 4999 or len(order.reason.encode()) > _MAX_REASON:
-        worker.log.error("tunnels can't be closed with this", code=order.code, reason=order.reason)
+    """Begins to close the tunnels that match, or plans it."""
+    if not _can_say(worker, order.code, order.reason):
         return TunnelsClosed(request=order.request, count=0)
-    chosen = [tunnel for tunnel in _matching(worker.tunnels, order.where, worker.now) if not tunnel.closing]
-    left = iter(chosen)
+    chosen = _matching(worker.tunnels, order.where, worker.now)
+    count = worker.pacer.order(chosen, order.code, order.reason, order.spread)
+    return TunnelsClosed(request=order.request, count=count)
 
-    def go_on() -> None:
-        some = list(itertools.islice(left, _AT_ONCE))
-        for tunnel in some:
-            close_politely(tunnel, order.code, order.reason)
-        if some:
-            worker.loop.call_soon(go_on)
 
-    go_on()
-    return TunnelsClosed(request=order.request, count=len(chosen))
+def move(worker: Worker, order: MoveTunnels) -> TunnelsClosed:
+    """Plans to close some of the tunnels that match, and what becomes of their clients when they return."""
+    if not _can_say(worker, order.code, order.reason):
+        return TunnelsClosed(request=order.request, count=0)
+    there = [
+        tunnel
+        for tunnel in _matching(worker.tunnels, order.where, worker.now)
+        if tunnel.closing is None and tunnel.number not in worker.pacer
+    ]
+    chosen = random.sample(there, min(order.count, len(there)))
+    worker.returns.expect(order)
+    count = worker.pacer.order(chosen, order.code, order.reason, order.spread)
+    return TunnelsClosed(request=order.request, count=count)
+
+
+def _can_say(worker: Worker, code: int, reason: str) -> bool:
+    """Whether a Close frame can carry this."""
+    if 1000 <= code <= 4999 and len(reason.encode()) <= _MAX_REASON:
+        return True
+    worker.log.error("tunnels can't be closed with this", code=code, reason=reason)
+    return False
 
 
 def _matching(tunnels: Mapping[int, Tunnel], where: TunnelFilter, now: float) -> Iterator[Tunnel]:

@@ -1,0 +1,250 @@
+"""Tunnels that are to be closed politely, each in its turn.
+
+Whoever wants tunnels to go (an operator, a drain, a reload, the end of the worker) plans them here; the
+worker's tick serves what is due, a bounded number in each turn of the loop. Why a tunnel is planned is its
+*cause*: what is called off takes back its own plans and nobody else's.
+
+What follows from a state is looked up rather than remembered, so that a crashed worker's successor goes on
+with it: servers that are to be emptied stand on the scoreboard (`StateCell.EMPTY_BY`), servers and routes
+that are gone are those that the configuration has not. New tunnels, adopted ones among them, are held against
+both.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from workers.contract.cells import NANOSECONDS, StateCell, WorkerCell
+from workers.contract.snapshot import DrainSpec, Snapshot
+from workers.core.pacing import Timetable, times, window
+from workers.io.closing import PATIENCE, close_politely
+
+if TYPE_CHECKING:
+    from workers.io.tunnel import Tunnel
+    from workers.io.worker import Worker
+
+# Tunnels that begin to close in one turn of the loop, so that the others are not held up.
+_AT_ONCE: Final = 64
+# A tunnel that reached its max_age is closed within this part of it, so that those that were opened together
+# don't come back together.
+_AGE_SPREAD: Final = 0.1
+
+Row = tuple[int, int]  # a server's or a route's: its slot on the scoreboard, and its owner
+
+
+class Cause(NamedTuple):
+    """Why tunnels are closed, and with which Close. `key` tells apart what else would be the same."""
+
+    why: str
+    code: int
+    reason: str = ""
+    key: tuple[int, ...] = ()
+
+
+class _Leaving(NamedTuple):
+    """All tunnels are to be closed by `until`, with `hand_over` only those that no other worker can have."""
+
+    cause: Cause
+    until: float
+    hand_over: bool
+
+
+class Pacer:
+    """See the module."""
+
+    __slots__ = ("_drained", "_leaving", "_met", "_more", "_random", "_rows", "_timetable", "_worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._timetable: Timetable[Cause] = Timetable()
+        self._random = random.Random().random
+        self._met = 0  # the tunnel with the highest number that was held against the states
+        self._more = False  # whether the next turn of the loop goes on with what is due
+        # What the states say: servers that are to be empty, by when and why; and what there is.
+        self._drained: dict[Row, tuple[int, Cause]] = {}
+        self._rows: tuple[frozenset[Row], frozenset[Row]] = (frozenset(), frozenset())
+        self._leaving: _Leaving | None = None
+
+    def __contains__(self, number: int) -> bool:
+        """Whether the tunnel is planned."""
+        return number in self._timetable
+
+    # --- planning ------------------------------------------------------------------------------------
+
+    def plan(self, tunnels: Iterable[Tunnel], cause: Cause, spread: float, wait: float = 0.0) -> int:
+        """Closes these tunnels evenly over `spread` seconds, `wait` seconds from now on; returns how many
+        they are. Those that are being closed are left alone; what is planned earlier for `cause` stays so."""
+        numbers = [tunnel.number for tunnel in tunnels if tunnel.closing is None]
+        if numbers:
+            start = time.monotonic() + wait
+            self._timetable.plan(numbers, cause, times(len(numbers), start, spread, self._random))
+            if start + spread <= time.monotonic():
+                self._serve()
+            self._count()
+        return len(numbers)
+
+    def order(self, tunnels: Iterable[Tunnel], code: int, reason: str, spread: float) -> int:
+        """Somebody asks for it."""
+        return self.plan(tunnels, Cause("order", code, reason), spread)
+
+    def too_old(self, tunnel: Tunnel, max_age: float) -> None:
+        """It has lived for `max_age` seconds: it closes soon, but not with all that are as old."""
+        drain = self._drain
+        spread = min(drain.spread, max_age * _AGE_SPREAD)
+        self.plan((tunnel,), Cause("max_age", drain.close_code), spread)
+
+    def idle(self, tunnel: Tunnel) -> None:
+        """Nothing passed for as long as `idle` allows: it closes now."""
+        close_politely(tunnel, self._drain.close_code, "")
+
+    def leave(self, grace: float, *, hand_over: bool = False, late: bool = False) -> None:
+        """The worker ends within `grace` seconds. With `hand_over`, those that another worker can have are
+        left for it; with `late`, all are left alone for as long as possible."""
+        drain = self._drain
+        wait, spread = window(grace, drain.spread, PATIENCE, late=late)
+        cause = Cause("stop", drain.close_code)
+        self._leaving = _Leaving(cause, time.monotonic() + wait + spread, hand_over)
+        tunnels = self._worker.tunnels.values()
+        self.plan([one for one in tunnels if not (hand_over and one.movable)], cause, spread, wait)
+
+    @property
+    def _drain(self) -> DrainSpec:
+        plan = self._worker.current
+        return plan.snapshot.drain if plan is not None else DrainSpec()
+
+    # --- what the states say -------------------------------------------------------------------------
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """A configuration is served from now on. Tunnels on servers or routes that it has not any more are
+        closed, where their pool's last settings say so."""
+        routes = frozenset((route.slot, route.owner) for route in snapshot.routes)
+        servers = frozenset((server.slot, server.owner) for pool in snapshot.pools for server in pool.servers)
+        former, self._rows = self._rows, (routes, servers)
+        if former[0] - routes or former[1] - servers:
+            self._plan_removed(self._worker.tunnels.values())
+        self.look()
+
+    def look(self) -> None:
+        """Takes in which servers are to be emptied; when the control process says that some state changed."""
+        plan = self._worker.current
+        if plan is None:
+            return
+        drained = self._read_drained(plan.snapshot)
+        if drained == self._drained:
+            return
+        former, self._drained = self._drained, drained
+        for row, (_, cause) in former.items():
+            if drained.get(row, (0, None))[1] != cause:
+                self._timetable.call_off(cause)
+        self._plan_drained(
+            self._worker.tunnels.values(), {row for row, found in drained.items() if former.get(row) != found}
+        )
+        self._count()
+
+    def _read_drained(self, snapshot: Snapshot) -> dict[Row, tuple[int, Cause]]:
+        """What is on the board, also of servers that are gone from the configuration: to drain a server and
+        then to remove it is what people do."""
+        board = self._worker.board
+        cells = board.control
+        code = snapshot.drain.close_code
+        found: dict[Row, tuple[int, Cause]] = {}
+        rows = [(server.slot, server.owner) for pool in snapshot.pools for server in pool.servers]
+        rows += [(row.slot, row.owner) for row in snapshot.retired_servers]
+        for row in rows:
+            base = board.state_base(row[0])
+            by = cells[base + StateCell.EMPTY_BY]
+            if by and cells[base + StateCell.OWNER] == row[1]:
+                found[row] = by, Cause("drain", code, "", (*row, by))
+        return found
+
+    def _plan_drained(self, tunnels: Iterable[Tunnel], rows: set[Row]) -> None:
+        if not rows:
+            return
+        by_row: dict[Row, list[Tunnel]] = {}
+        for tunnel in tunnels:
+            row = _server_row(tunnel)
+            if row in rows:
+                by_row.setdefault(row, []).append(tunnel)
+        now = time.monotonic()
+        for row, some in by_row.items():
+            by, cause = self._drained[row]
+            self.plan(some, cause, max(0.0, by / NANOSECONDS - now))
+
+    def _plan_removed(self, tunnels: Iterable[Tunnel]) -> None:
+        gone = [
+            tunnel
+            for tunnel in tunnels
+            if tunnel.server.pool.spec.on_removed == "paced-close" and self._is_removed(tunnel)
+        ]
+        drain = self._drain
+        self.plan(gone, Cause("removed", drain.close_code), drain.spread)
+
+    def _is_removed(self, tunnel: Tunnel) -> bool:
+        routes, servers = self._rows
+        spec = tunnel.route.spec
+        return (spec.slot, spec.owner) not in routes or _server_row(tunnel) not in servers
+
+    def is_emptied(self, slot: int, owner: int) -> bool:
+        """Whether the tunnels of this server are asked to move, so that none shall come back to it."""
+        return (slot, owner) in self._drained
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Once a tick: new tunnels are met, what is due is closed, what ended by itself is forgotten."""
+        tunnels = self._worker.tunnels
+        if tunnels:
+            self._meet()
+        if self._timetable:
+            self._timetable.forget(self._timetable.without(tunnels))
+            self._serve()
+            self._count()
+
+    def _meet(self) -> None:
+        """Holds the new tunnels, which have the highest numbers, against the states."""
+        new: list[Tunnel] = []
+        for tunnel in reversed(self._worker.tunnels.values()):
+            if tunnel.number <= self._met:
+                break
+            new.append(tunnel)
+        if not new:
+            return
+        self._met = new[0].number
+        self._plan_drained(new, set(self._drained))
+        self._plan_removed(new)
+        leaving = self._leaving
+        if leaving is not None:
+            late = [tunnel for tunnel in new if not (leaving.hand_over and tunnel.movable)]
+            self.plan(late, leaving.cause, max(0.0, leaving.until - time.monotonic()))
+
+    def _serve(self) -> None:
+        """Closes what is due: some now, and others in the next turn of the loop."""
+        now = time.monotonic()
+        tunnels = self._worker.tunnels
+        for _ in range(_AT_ONCE):
+            due = self._timetable.next_due(now)
+            if due is None:
+                return
+            number, cause = due
+            tunnel = tunnels.get(number)
+            if tunnel is not None:
+                close_politely(tunnel, cause.code, cause.reason)
+        if not self._more:
+            self._more = True
+            self._worker.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._more = False
+        self._serve()
+        self._count()
+
+    def _count(self) -> None:
+        self._worker.slab.cells[WorkerCell.PACED] = len(self._timetable)
+
+
+def _server_row(tunnel: Tunnel) -> Row:
+    spec = tunnel.server.spec
+    return spec.slot, spec.owner
