@@ -65,6 +65,8 @@ NO_SERVER: Final = _refusal("no_server", 503, "No server is available.")
 QUEUE_FULL: Final = _refusal("queue_full", 503, "Too many requests wait for a server.")
 QUEUE_TIMEOUT: Final = _refusal("queue_timeout", 503, "No server was free in time.")
 SHUTTING_DOWN: Final = _refusal("shutting_down", 503, "The load balancer is shutting down.", close=True)
+ADMISSION_FULL: Final = _refusal("admission_full", 503, "Too many clients connect at once.")
+ADMISSION_TIMEOUT: Final = _refusal("admission_timeout", 503, "Too many clients connect at once.")
 
 
 # Not refusals of requests, but reasons all the same.
@@ -80,6 +82,7 @@ REASONS: Final = (
     BODY_TOO_LARGE, TARGET_TOO_LONG, HEAD_TOO_LARGE, PLAIN_ON_TLS, CONNECT_FAILED, CONNECT_TIMEOUT,
     RESOLVE_FAILED, UPSTREAM_TLS, UPSTREAM_RESET, BAD_RESPONSE, RESPONSE_TIMEOUT, BAD_ACCEPT, NO_SERVER,
     QUEUE_FULL, QUEUE_TIMEOUT, SHUTTING_DOWN, CONNECTION_LIMIT, REDIRECTED, TRUNCATED, SERVER_BUSY,
+    ADMISSION_FULL, ADMISSION_TIMEOUT,
 )  # fmt: skip
 REASON_INDEX: Final = {refusal: index for index, refusal in enumerate(REASONS)}
 
@@ -88,16 +91,24 @@ class ProxyError(Exception):
     """An exchange that can't go on.
 
     `side` is whose doing it is ("client" or "upstream"), `retry` whether another server may be tried,
-    `detail` the cause in a few words for the log (never for the client).
+    `detail` the cause in a few words for the log (never for the client), `retry_after` the seconds that a 503
+    tells the client to wait.
     """
 
-    __slots__ = ("detail", "refusal", "retry", "side")
+    __slots__ = ("detail", "refusal", "retry", "retry_after", "side")
 
     def __init__(
-        self, refusal: Refusal, *, side: str = "client", retry: Retry = Retry.NEVER, detail: str = ""
+        self,
+        refusal: Refusal,
+        *,
+        side: str = "client",
+        retry: Retry = Retry.NEVER,
+        detail: str = "",
+        retry_after: int = 1,
     ) -> None:
         super().__init__(refusal.reason, detail)
         self.refusal = refusal
         self.side = side
         self.retry = retry
         self.detail = detail
+        self.retry_after = retry_after

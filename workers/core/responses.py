@@ -28,15 +28,17 @@ _PHRASES: Final = {
 _EXTRA: Final = {
     405: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
     426: "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-    503: "Retry-After: 1\r\n",
+    503: "Retry-After: {retry_after}\r\n",
 }
 
 
-def refusal_response(refusal: Refusal, *, date: str, close: bool, without_body: bool) -> bytes:
+def refusal_response(
+    refusal: Refusal, *, date: str, close: bool, without_body: bool, retry_after: int = 1
+) -> bytes:
     """A refusal for the client: a short plain text that says what is wrong, and nothing about the inside.
 
     `date` is an IMF-fixdate (RFC 9110 section 5.6.7); `close` says that the connection ends after it;
-    `without_body` is for HEAD.
+    `without_body` is for HEAD; `retry_after` are the seconds that a 503 tells.
     """
     body = f"{refusal.status} {_PHRASES[refusal.status]}: {refusal.text}\n"
     options = ["close"] if close else []
@@ -49,7 +51,7 @@ def refusal_response(refusal: Refusal, *, date: str, close: bool, without_body: 
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
-        f"{_EXTRA.get(refusal.status, '')}{connection}\r\n"
+        f"{_EXTRA.get(refusal.status, '').format(retry_after=retry_after)}{connection}\r\n"
     )
     return (head if without_body else head + body).encode("ascii")
 

@@ -203,7 +203,7 @@ class Client(Endpoint):
     def _watch_body(self, exchange: Exchange) -> None:
         """Sets the clock that a request's body runs by: `body_idle` while more of it is waited for, none
         while the server is waited for; and while the client does not read, `send` goes on running."""
-        if self.out or exchange.queued:
+        if self.out or exchange.queued is not None:
             return
         if exchange.request_done or exchange.blocked:
             self.deadline = NEVER
@@ -321,8 +321,8 @@ class Client(Endpoint):
                 self._refuse_head(ProxyError(errors.HEAD_TIMEOUT))
             else:
                 self._close_idle()
-        elif exchange.queued:
-            exchange.queue_timeout()
+        elif exchange.queued is not None:
+            exchange.queued.expire(exchange)
         elif not exchange.request_done and not exchange.blocked:
             # (While the server does not take what there is, its own clock runs, not the client's.)
             self._body_failed(exchange, ProxyError(errors.BODY_TIMEOUT))
@@ -346,6 +346,9 @@ class Client(Endpoint):
     def stop(self) -> None:
         """The worker is stopping: an idle connection gets a moment for the request that may be on its way
         (the answer says `Connection: close`), one that was just accepted its usual time for the first."""
+        exchange = self.exchange
+        if exchange is not None and exchange.queued is not None:
+            exchange.queued.stop(exchange)
         if self._idle and self.served:
             self.expect(LAST_REQUEST)
 
@@ -370,14 +373,26 @@ class Client(Endpoint):
     # --- refusals ------------------------------------------------------------------------------------
 
     def refuse(
-        self, refusal: Refusal, *, close: bool, without_body: bool = False, unread: bool = True
+        self,
+        refusal: Refusal,
+        *,
+        close: bool,
+        without_body: bool = False,
+        unread: bool = True,
+        retry_after: int = 1,
     ) -> int:
         """Writes a refusal, and returns its length; the caller goes on with `next`."""
         close = close or refusal.close or self.worker.stopping
         if close:
             self.closing = True
             self.unread = unread
-        answer = refusal_response(refusal, date=self.worker.date(), close=close, without_body=without_body)
+        answer = refusal_response(
+            refusal,
+            date=self.worker.date(),
+            close=close,
+            without_body=without_body,
+            retry_after=retry_after,
+        )
         self.write(answer)
         return len(answer)
 

@@ -38,6 +38,7 @@ from workers.io.upstream import Upstream, connect
 if TYPE_CHECKING:
     from workers.core.heads import Buffer
     from workers.io.downstream import Client
+    from workers.io.pool import Pool
     from workers.io.server import Server
 
 _SECONDS_SUM: Final = int(RouteCell.SECONDS_SUM)
@@ -57,7 +58,16 @@ _BY_WORD: Final = {refusal.reason: refusal for refusal in errors.REASONS}
 _REFUSED: Final = frozenset(
     refusal.reason
     for refusal in errors.REASONS
-    if refusal.status < 500 or refusal in (errors.NO_SERVER, errors.QUEUE_FULL, errors.QUEUE_TIMEOUT)
+    if refusal.status < 500
+    or refusal
+    in (
+        errors.NO_SERVER,
+        errors.QUEUE_FULL,
+        errors.QUEUE_TIMEOUT,
+        errors.SHUTTING_DOWN,
+        errors.ADMISSION_FULL,
+        errors.ADMISSION_TIMEOUT,
+    )
 )
 
 # RFC 9110 section 9.2.2.
@@ -91,7 +101,7 @@ class Exchange(ResponseSide):
         self.last_server = ""
         self.websocket_key = b""
         self.set_cookie = b""
-        self.queued = False
+        self.queued = None
         self.failure: ProxyError | None = None
         self.body = None
         self.body_left = 0
@@ -136,11 +146,27 @@ class Exchange(ResponseSide):
             self.first = b"".join((top, data))
         if pool.keyed:
             self.key, self.ring_key, self.stuck = pool.find_keys(head, client.address_for(head))
+            if self.stuck >= 0 and head.upgrade:
+                self._lead_elsewhere()
         slab = self.worker.slab.cells
         slab[route.base] += 1
         self.counted = True
-        self.dispatch()
+        if head.upgrade and pool.admission is not None:
+            pool.admission.enter(self)
+        else:
+            self.dispatch()
         return consumed
+
+    def _lead_elsewhere(self) -> None:
+        """A client that was asked to move does not come back to where it was."""
+        pool = self.pool
+        index = self.worker.returns.lead(pool, self.stuck, self.key)
+        if index == self.stuck:
+            return
+        self.stuck = index
+        pool.count_sticky(_MOVED)
+        if index >= 0 and pool.cookie is not None:
+            self.set_cookie = pool.cookie.set_cookie(index, self.client.secure)
 
     def _begin_upgrade(self) -> None:
         head = self.head
@@ -164,7 +190,7 @@ class Exchange(ResponseSide):
                 self._join_queue()
                 return
             index = stuck
-            if not (self.attempts or self.fresh):
+            if not (self.attempts or self.fresh or self.set_cookie):
                 pool.count_sticky(_HIT)
         else:
             index = pool.choose(self.key, self.ring_key, excluded)
@@ -198,7 +224,7 @@ class Exchange(ResponseSide):
         if len(pool.waiting) >= pool.spec.queue.length:
             self.refuse(ProxyError(errors.QUEUE_FULL, side="upstream"))
             return
-        self.queued = True
+        self.queued = pool
         pool.waiting.append(self)
         pool.count_queue()
         self.client.expect(pool.spec.queue.timeout)
@@ -212,20 +238,20 @@ class Exchange(ResponseSide):
                 return False
         elif pool.has_other(self.excluded) and not pool.has_room(self.excluded):
             return False
-        self.queued = False
+        self.queued = None
         self.client.settle()
         self.dispatch()
         return True
 
-    def queue_timeout(self) -> None:
-        """The wait for a server took too long."""
-        self._leave_waiting()
-        self.refuse(ProxyError(errors.QUEUE_TIMEOUT, side="upstream"))
-
-    def _leave_waiting(self) -> None:
-        self.queued = False
-        self.pool.waiting.remove(self)
-        self.pool.count_queue()
+    def admitted(self, pool: Pool) -> None:
+        """Goes on after the wait for admission, to `pool` as it is now: a reload may have changed it."""
+        self.queued = None
+        self.client.settle()
+        if pool is not self.pool:
+            if self.stuck >= 0:
+                self.stuck = pool.index_of(self.pool.servers[self.stuck].spec.name)
+            self.pool = pool
+        self.dispatch()
 
     def resolved(self) -> None:
         """The server's name was looked up, with or without an answer."""
@@ -323,8 +349,8 @@ class Exchange(ResponseSide):
 
     def client_gone(self) -> None:
         """The client left: the server connection is freed at once."""
-        if self.queued:
-            self._leave_waiting()
+        if self.queued is not None:
+            self.queued.leave(self)
         self._was_well()
         self._detach()
         self.conclude(self.response.status if self.response else CLIENT_CLOSED, "client_closed")
@@ -339,6 +365,7 @@ class Exchange(ResponseSide):
             close=unread or self.closing,
             without_body=self.head.method == b"HEAD",
             unread=unread or refusal.close,
+            retry_after=error.retry_after,
         )
         self.conclude(refusal.status, refusal.reason)
         if error.side != "client":

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from workers.contract import errors
 from workers.contract.cells import NANOSECONDS, PoolCell, StateCell, StickyResult
+from workers.contract.errors import ProxyError
 from workers.contract.snapshot import PoolSpec, ServerSpec
 from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values
@@ -18,6 +20,7 @@ from workers.core.sticky import StickyCookie, cookie_value, query_value
 from workers.io.server import Server
 
 if TYPE_CHECKING:
+    from workers.io.admission import Admission
     from workers.io.exchange import Exchange
     from workers.io.worker import Worker
 
@@ -36,8 +39,8 @@ class Pool:
     """One pool, as this worker runs it."""
 
     __slots__ = (
-        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "base", "cookie", "keyed", "policy",
-        "reachable", "scored", "scores", "servers", "spec", "until", "usable", "waiting", "worker",
+        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "admission", "base", "cookie", "keyed",
+        "policy", "reachable", "scored", "scores", "servers", "spec", "until", "usable", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
@@ -70,6 +73,7 @@ class Pool:
         )
         self.keyed = spec.sticky is not None or spec.balance == "hash"
         self.waiting: deque[Exchange] = deque()
+        self.admission: Admission | None = None  # once the pool is served
         self._called = False  # whether the next turn serves who waits
         self._tickets = worker.slot * 7919  # workers do not start at the same server all at once
 
@@ -144,7 +148,7 @@ class Pool:
     @property
     def watched(self) -> bool:
         """Whether the other workers' figures matter to this pool."""
-        return self.scored or self._capped
+        return self.scored or self._capped or self.spec.admission is not None
 
     def find_keys(self, head: RequestHead, address: str) -> tuple[int | None, int | None, int]:
         """What a request is balanced and stuck by: (hash for the policy, hash for the sticky ring, server
@@ -200,6 +204,26 @@ class Pool:
         servers = self.servers
         return any(index not in excluded and not servers[index].full for index in self.usable)
 
+    def index_of(self, name: str) -> int:
+        """The index of the server called `name`, or -1."""
+        return next((index for index, server in enumerate(self.servers) if server.spec.name == name), -1)
+
+    # --- the queue -----------------------------------------------------------------------------------
+
+    def leave(self, exchange: Exchange) -> None:
+        """A queued request waits no longer."""
+        exchange.queued = None
+        self.waiting.remove(exchange)
+        self.count_queue()
+
+    def expire(self, exchange: Exchange) -> None:
+        """The wait for a server took too long."""
+        self.leave(exchange)
+        exchange.refuse(ProxyError(errors.QUEUE_TIMEOUT, side="upstream"))
+
+    def stop(self, exchange: Exchange) -> None:
+        """The worker is stopping: a queued request is in flight, and has its time like the others."""
+
     def count_queue(self) -> None:
         """Puts the length of the queue where it is read."""
         self.worker.slab.cells[self.base + _QUEUED] = len(self.waiting)
@@ -214,6 +238,8 @@ class Pool:
                 base = server.base
                 server.others = sum([cells[base] for cells in siblings])
                 server.rescore()
+        if self.admission is not None:
+            self.admission.refresh()
         self.place_is_free()
 
     def place_is_free(self) -> None:
@@ -245,6 +271,8 @@ class Pool:
             now = kept.get((server.spec.slot, server.spec.owner))
             if now is not server:
                 server.retire(now)
+        if self.admission is not None and self.admission.pool is self:
+            self.admission.open(self)  # the pool is gone
         self.place_is_free()
 
 

@@ -12,6 +12,7 @@ from workers.core.wheel import NEVER
 
 if TYPE_CHECKING:
     from workers.core.heads import RequestHead, ResponseHead
+    from workers.io.admission import Admission
     from workers.io.downstream import Client
     from workers.io.plan import Route
     from workers.io.pool import Pool
@@ -52,7 +53,7 @@ class RequestSide:
     ring_key: int | None  # hash of what the request is stuck by
     websocket_key: bytes  # Sec-WebSocket-Key of a handshake
     set_cookie: bytes  # value of the Set-Cookie field to add
-    queued: bool
+    queued: Pool | Admission | None  # where it waits
     failure: ProxyError | None
     body: ChunkedBody | None
     body_left: int  # bytes of a counted body that have not come
