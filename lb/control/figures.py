@@ -26,6 +26,7 @@ from workers.contract.cells import (
     CONNECT_SECONDS,
     HANDSHAKE_SECONDS,
     HTTP_SECONDS,
+    PING_SECONDS,
     TUNNEL_SECONDS,
     CheckResult,
     EjectReason,
@@ -62,6 +63,15 @@ class Figures:
         """Every slot that was ever used, also those whose worker is gone."""
         return [worker_figures(slot, slab.cells[: WorkerCell.WIDTH].tolist()) for slot, slab in self._slabs]
 
+    @cached_property
+    def migrations(self) -> dict[tuple[str, str], int]:
+        """Tunnels that changed hands, by (reason, result), over all workers that ever were."""
+        found: dict[tuple[str, str], int] = {}
+        for worker in self.workers():
+            for key, count in worker.migrations.items():
+                _put(found, key, count)
+        return found
+
     def listener(self, spec: ListenerSpec) -> ListenerFigures:
         """The figures of `spec`."""
         rows = [_row(slab, slab.listener_base(spec.slot), ListenerCell.WIDTH) for _, slab in self._slabs]
@@ -94,6 +104,8 @@ class Figures:
             seconds=histogram(row, RouteCell.SECONDS_SUM, RouteCell.SECONDS, HTTP_SECONDS),
             handshake=histogram(row, RouteCell.HANDSHAKE_SUM, RouteCell.HANDSHAKE, HANDSHAKE_SECONDS),
             tunnel=histogram(row, RouteCell.TUNNEL_SUM, RouteCell.TUNNEL, TUNNEL_SECONDS),
+            ping=histogram(row, RouteCell.PING_SUM, RouteCell.PING, PING_SECONDS),
+            ping_timeouts=row[RouteCell.PING_TIMEOUTS],
         )
 
     def in_flight(self, spec: RouteSpec | RetiredRow) -> int:
@@ -109,6 +121,9 @@ class Figures:
             queued=row[PoolCell.QUEUED],
             sticky={result.name.lower(): row[PoolCell.STICKY + result] for result in StickyResult},
             connect=histogram(row, PoolCell.CONNECT_SUM, PoolCell.CONNECT, CONNECT_SECONDS),
+            admitted=row[PoolCell.ADMITTED],
+            admission_refused=row[PoolCell.ADMISSION_REFUSED],
+            admission_queued=row[PoolCell.ADMISSION_QUEUED],
         )
 
     def server(self, pool: PoolSpec, spec: ServerSpec | RetiredRow) -> ServerFigures:

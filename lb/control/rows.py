@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from workers.contract.cells import NANOSECONDS, WorkerCell
+from workers.contract.cells import NANOSECONDS, MigrationReason, MigrationResult, WorkerCell
+
+_MIGRATIONS: Final = {
+    (reason.name.lower(), result.name.lower()): WorkerCell.MIGRATIONS
+    + reason * MigrationResult.WIDTH
+    + result
+    for reason in MigrationReason
+    for result in MigrationResult
+    if result != MigrationResult.WIDTH
+}
 
 
 class Histogram(NamedTuple):
@@ -41,6 +50,10 @@ class WorkerFigures(NamedTuple):
     series: int
     series_full: int
     error_log_dropped: int
+    movable: int
+    crash_safe: int
+    paced: int
+    migrations: dict[tuple[str, str], int]  # by (reason, result)
 
 
 class ListenerFigures(NamedTuple):
@@ -69,6 +82,8 @@ class RouteFigures(NamedTuple):
     seconds: Histogram
     handshake: Histogram
     tunnel: Histogram
+    ping: Histogram
+    ping_timeouts: int
 
 
 class PoolFigures(NamedTuple):
@@ -78,6 +93,9 @@ class PoolFigures(NamedTuple):
     queued: int
     sticky: dict[str, int]
     connect: Histogram
+    admitted: int
+    admission_refused: int
+    admission_queued: int
 
 
 class ServerFigures(NamedTuple):
@@ -127,4 +145,8 @@ def worker_figures(slot: int, cells: Sequence[int]) -> WorkerFigures:
         series=cells[WorkerCell.SERIES],
         series_full=cells[WorkerCell.SERIES_FULL],
         error_log_dropped=cells[WorkerCell.ERROR_LOG_DROPPED],
+        movable=cells[WorkerCell.MOVABLE],
+        crash_safe=cells[WorkerCell.SAFE],
+        paced=cells[WorkerCell.PACED],
+        migrations={key: cells[cell] for key, cell in _MIGRATIONS.items()},
     )

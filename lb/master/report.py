@@ -27,7 +27,7 @@ class WorkerReport(Report, frozen=True, kw_only=True):
 
     slot: int
     pid: int
-    state: str  # starting, loading, serving, leaving
+    state: str  # starting, loading, serving, caretaking, leaving
     uptime: float
     generation: int
     connections: int
@@ -36,6 +36,8 @@ class WorkerReport(Report, frozen=True, kw_only=True):
     requests: int
     heartbeat_age: float  # seconds
     listening_sockets: int
+    keeper_pid: int = 0  # of the process that holds duplicates of its tunnels; 0 while there is none
+    tunnels_held: int = 0  # tunnels that would outlive it
 
 
 class ListenerReport(Report, frozen=True, kw_only=True):
@@ -93,6 +95,7 @@ class StatusReport(Report, frozen=True, kw_only=True):
     restarts: dict[str, int]  # of workers, by cause
     control_pid: int = 0  # of the control process; 0 while there is none
     control_restarts: dict[str, int] = {}  # by cause
+    keeper_restarts: dict[str, int] = {}  # by cause
     upgrades: UpgradeReport = UpgradeReport()
 
 

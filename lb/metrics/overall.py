@@ -28,6 +28,9 @@ def collect_overall(sheet: Sheet, control: Control) -> None:
     sheet.add("lb_workers_wanted", status.workers_wanted)
     sheet.add_each("lb_worker_restarts_total", status.restarts)
     sheet.add_each("lb_control_restarts_total", status.control_restarts)
+    sheet.add_each("lb_keeper_restarts_total", status.keeper_restarts)
+    upgrades = {"success": status.upgrades.succeeded, "failure": status.upgrades.failed}
+    sheet.add_each("lb_upgrades_total", upgrades)
     _collect_reloads(sheet, status, started)
 
 
@@ -59,12 +62,17 @@ def collect_workers(sheet: Sheet, control: Control, figures: Figures) -> None:
     sheet.add("lb_tls_handshakes_total", sum(figure.tls_13 for figure in total), "1.3", "ok")
     sheet.add("lb_tls_handshakes_total", sum(figure.tls_failed for figure in total), "none", "failed")
     sheet.add("lb_tls_handshakes_total", sum(figure.tls_timeout for figure in total), "none", "timeout")
+    sheet.add("lb_websocket_drain_queue_length", sum(figure.paced for figure in total))
+    for (reason, result), count in figures.migrations.items():
+        sheet.add("lb_websocket_migrations_total", count, reason, result)
 
 
 def _collect_worker(sheet: Sheet, report: WorkerReport, figure: WorkerFigures, now: float) -> None:
     slot = str(report.slot)
     sheet.add("lb_worker_connections", figure.connections, slot)
     sheet.add("lb_worker_tunnels", figure.tunnels, slot)
+    sheet.add("lb_worker_tunnels_crash_safe", figure.crash_safe, slot)
+    sheet.add("lb_worker_tunnels_movable", figure.movable, slot)
     sheet.add("lb_worker_loop_lag_seconds", loop_lag(report, figure, now), slot)
     memory = processes.resident_memory(report.pid)
     if memory is not None:

@@ -10,12 +10,18 @@ from prometheus_client import Metric
 
 from lb.control.rows import Histogram
 from lb.metrics.families import FAMILIES, Family
-from workers.contract.cells import CONNECT_SECONDS, HANDSHAKE_SECONDS, HTTP_SECONDS, TUNNEL_SECONDS
+from workers.contract.cells import (
+    CONNECT_SECONDS,
+    HANDSHAKE_SECONDS,
+    HTTP_SECONDS,
+    PING_SECONDS,
+    TUNNEL_SECONDS,
+)
 
 # The labels of the buckets, by their bounds.
 LE: Final[dict[tuple[float, ...], tuple[str, ...]]] = {
     bounds: (*(repr(bound) for bound in bounds), "+Inf")
-    for bounds in (HTTP_SECONDS, HANDSHAKE_SECONDS, CONNECT_SECONDS, TUNNEL_SECONDS)
+    for bounds in (HTTP_SECONDS, HANDSHAKE_SECONDS, CONNECT_SECONDS, PING_SECONDS, TUNNEL_SECONDS)
 }
 
 Labels = tuple[str, ...]

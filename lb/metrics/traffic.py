@@ -57,6 +57,9 @@ def collect_route(sheet: Sheet, figures: Figures, spec: RouteSpec) -> None:
     sheet.add("lb_websocket_bytes_total", figure.server_bytes, name, "from_server")
     sheet.add("lb_websocket_messages_total", figure.client_messages, name, "from_client")
     sheet.add("lb_websocket_messages_total", figure.server_messages, name, "from_server")
+    if spec.websocket.ping is not None:
+        sheet.add_histogram("lb_websocket_ping_duration_seconds", figure.ping, name)
+        sheet.add("lb_websocket_ping_timeouts_total", figure.ping_timeouts, name)
     for (initiator, code), count in figure.closes.items():
         label = _CLOSE_CODES.get(code, OTHER)
         sheet.add("lb_websocket_closes_total", count, name, initiator, label)

@@ -23,6 +23,10 @@ def collect_pool(sheet: Sheet, control: Control, figures: Figures, spec: PoolSpe
     sheet.add_histogram("lb_upstream_connect_duration_seconds", figure.connect, spec.name)
     sheet.add("lb_upstream_retries_total", figure.retries, spec.name)
     sheet.add("lb_upstream_queue_length", figure.queued, spec.name)
+    if spec.admission is not None:
+        results = {"admitted": figure.admitted, "refused": figure.admission_refused}
+        sheet.add_each("lb_upstream_admission_total", results, spec.name)
+        sheet.add("lb_upstream_admission_queue_length", figure.admission_queued, spec.name)
     if spec.sticky is not None:
         sheet.add_each("lb_sticky_lookups_total", figure.sticky, spec.name)
     stands = standing(control.states, spec, time.monotonic())

@@ -10,6 +10,7 @@ from workers.contract.errors import CONNECT_FAILED, NO_ROUTE, REASON_INDEX
 from workers.contract.scoreboard import Slab
 from workers.contract.series import INITIATORS, METHODS, Kind, SeriesTable
 from workers.contract.snapshot import (
+    AdmissionSpec,
     CertificateSpec,
     EjectSpec,
     HealthSpec,
@@ -21,6 +22,7 @@ from workers.contract.snapshot import (
     ServerSpec,
     Snapshot,
     StickySpec,
+    WebSocketSpec,
 )
 
 GET = METHODS.index("GET") << 10
@@ -42,7 +44,7 @@ SNAPSHOT = Snapshot(
             tls=ListenTls(certificates=(CertificateSpec(name="a.pem", hosts=("a.test",), not_after=4e9),)),
         ),
     ),
-    routes=(RouteSpec(slot=2, owner=2, name='ch"at', pool="main"),),
+    routes=(RouteSpec(slot=2, owner=2, name='ch"at', pool="main", websocket=WebSocketSpec(ping=25.0)),),
     pools=(
         PoolSpec(
             slot=3,
@@ -52,6 +54,7 @@ SNAPSHOT = Snapshot(
             checks=(HealthSpec(), None),
             eject=EjectSpec(),
             sticky=StickySpec(kind="ip"),
+            admission=AdmissionSpec(rate=500.0),
         ),
     ),
     retired_routes=(RetiredRow(slot=7, owner=1, name="old"),),
@@ -124,6 +127,9 @@ def fill(control: StandInControl) -> None:
         hand.worker(accept_paused=6 * times, faults=7 * times, tls_12=8 * times, tls_13=9 * times)
         hand.worker(tls_failed=10 * times, tls_timeout=11 * times, cpu=12 * times * 10**9)
         hand.worker(series_full=13 * times, error_log_dropped=14 * times)
+        hand.worker(movable=90 * times, safe=91 * times, paced=92 * times)
+        for outcome in range(16):
+            hand.cells[WorkerCell.MIGRATIONS + outcome] += (100 + outcome) * times
         hand.listener(listener, connections=15 * times, accepted=16 * times, other_rejected=17 * times)
         hand.series(Kind.REJECTED, listener, REASON_INDEX[NO_ROUTE], 18 * times)
         hand.route(route, in_flight=19 * times, tunnels=20 * times, other_requests=21 * times)
@@ -135,6 +141,8 @@ def fill(control: StandInControl) -> None:
         hand.route(route, seconds_sum=100 * times * 10**9)
         hand.route(route, handshake=3 * times, handshake_sum=2 * times * 10**9)
         hand.route(route, 16, tunnel=4 * times).route(route, tunnel_sum=10**6 * times * 10**9)
+        hand.route(route, 3, ping=6 * times).route(route, ping_sum=7 * times * 10**9)
+        hand.route(route, ping_timeouts=28 * times)
         hand.series(Kind.REQUESTS, route, GET | 200, 40 * times).series(
             Kind.REQUESTS, route, POST, 41 * times
         )
@@ -145,6 +153,7 @@ def fill(control: StandInControl) -> None:
         )
         hand.series(Kind.TUNNELS, route, ONE.slot, 46 * times).series(Kind.TUNNELS, route, TWO.slot, 0)
         hand.pool(pool, retries=47 * times, queued=48 * times)
+        hand.pool(pool, admitted=56 * times, admission_refused=57 * times, admission_queued=58 * times)
         for result in range(4):
             hand.pool(pool, result, sticky=(50 + result) * times)
         hand.pool(pool, 2, connect=5 * times).pool(pool, connect_sum=times * 10**9)

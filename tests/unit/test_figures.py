@@ -34,6 +34,10 @@ def test_workers_are_those_that_ever_were(figures: Figures) -> None:
     first, second = figures.workers()
     assert (first.slot, first.pid, first.connections, first.faults, first.cpu) == (0, 1000, 2, 7, 12.0)
     assert (second.slot, second.pid, second.tunnels, second.tls_13) == (2, 1002, 30, 90)
+    assert (second.movable, second.crash_safe, second.paced) == (900, 910, 920)
+    assert first.migrations["retire", "refused"] == 107
+    assert figures.migrations["upgrade", "unproved"] == 11 * 113
+    assert len(figures.migrations) == 16
 
 
 def test_a_listener(figures: Figures) -> None:
@@ -57,6 +61,7 @@ def test_a_route(figures: Figures) -> None:
     assert found.seconds.counts == (0, 22, *[0] * 13, 11)
     assert (found.seconds.seconds, found.handshake.seconds, found.tunnel.seconds) == (1100.0, 22.0, 11e6)
     assert found.tunnel.counts[-1] == 44
+    assert (found.ping.seconds, found.ping.counts[3], found.ping_timeouts) == (77.0, 66, 308)
 
 
 def test_a_pool(figures: Figures) -> None:
@@ -64,6 +69,7 @@ def test_a_pool(figures: Figures) -> None:
     assert (found.retries, found.queued) == (517, 528)
     assert found.sticky == {"hit": 550, "new": 561, "invalid": 572, "moved": 583}
     assert (found.connect.counts[2], found.connect.seconds) == (55, 11.0)
+    assert (found.admitted, found.admission_refused, found.admission_queued) == (616, 627, 638)
 
 
 def test_a_server(figures: Figures) -> None:

@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from lb.master.report import Outcome, ReloadReport, WorkerReport
+from lb.master.report import Outcome, ReloadReport, UpgradeReport, WorkerReport
 from lb.metrics import metrics_app
 from lb.metrics.app import MAX_SCRAPES
 from lb.metrics.collector import registry
@@ -29,6 +29,7 @@ from tests.harness.board import GET, ONE, SNAPSHOT, TWO, Hand, fill
 from tests.harness.control import StandInControl
 from workers.contract.cells import Admin, Health, StateCell, WorkerCell
 from workers.contract.series import Kind
+from workers.contract.snapshot import WebSocketSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,13 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "lb_websocket_messages_total": ("route", "direction"),
     "lb_websocket_closes_total": ("route", "initiator", "code"),
     "lb_websocket_migrations_total": ("reason", "result"),
+    "lb_websocket_drain_queue_length": (),
+    "lb_websocket_ping_duration_seconds": ("route",),
+    "lb_websocket_ping_timeouts_total": ("route",),
+    "lb_worker_tunnels_crash_safe": ("worker",),
+    "lb_upgrades_total": ("result",),
+    "lb_upstream_admission_total": ("pool", "result"),
+    "lb_upstream_admission_queue_length": ("pool",),
     "lb_upstream_connections": ("pool", "server", "kind"),
     "lb_upstream_requests_total": ("pool", "server", "code"),
     "lb_upstream_connect_duration_seconds": ("pool",),
@@ -70,8 +78,6 @@ PROMISED: dict[str, tuple[str, ...]] = {
     "lb_upstream_ejections_total": ("pool", "server", "reason"),
     "lb_sticky_lookups_total": ("pool", "result"),
 }
-# Nothing moves tunnels yet, so nothing is counted.
-WITHOUT_SAMPLES = {"lb_websocket_migrations_total"}
 
 # prometheus_client leaves it without types.
 read_openmetrics: Callable[[str], Iterable[prometheus_client.Metric]] = (
@@ -93,7 +99,8 @@ def control() -> Iterator[StandInControl]:
     with StandInControl(SNAPSHOT) as made:
         made.status = msgspec.structs.replace(
             made.status, version="1.2", workers_wanted=2, workers=(report(0, os.getpid()), report(2)),
-            restarts={"SIGKILL": 3}, control_restarts={"exit-1": 2},
+            restarts={"SIGKILL": 3}, control_restarts={"exit-1": 2}, keeper_restarts={"SIGSEGV": 5},
+            upgrades=UpgradeReport(succeeded=6, failed=7),
             reloads=ReloadReport(succeeded=4, failed=1, last=Outcome(ok=False, generation=3),
                                  last_success=5e8),
         )  # fmt: skip
@@ -154,7 +161,7 @@ def test_what_was_promised_is_there_with_its_labels(name: str, control: StandInC
     family = FAMILIES[name]
     shown = f"{name}_count" if family.type == "histogram" else name
     labels = [{key for key, _ in labels} for sample, labels in figures(scrape(control)) if sample == shown]
-    assert (not labels) == (name in WITHOUT_SAMPLES)
+    assert labels
     assert all(found == {*family.labels} for found in labels)
 
 
@@ -189,12 +196,16 @@ EXPECTED: dict[str, dict[tuple[str, ...], float]] = {
     "lb_workers": {(): 2},
     "lb_workers_wanted": {(): 2},
     "lb_worker_restarts_total": {("SIGKILL",): 3},
+    "lb_keeper_restarts_total": {("SIGSEGV",): 5},
+    "lb_upgrades_total": {("success",): 6, ("failure",): 7},
     "lb_accept_paused_total": {(): 66},
     "lb_access_log_dropped_total": {(): 55},
     "lb_error_log_dropped_total": {(): 154},
     "lb_scoreboard_series_full_total": {(): 143},
     "lb_worker_connections": {("0",): 2, ("2",): 20},
     "lb_worker_tunnels": {("0",): 3, ("2",): 30},
+    "lb_worker_tunnels_crash_safe": {("0",): 91, ("2",): 910},
+    "lb_worker_tunnels_movable": {("0",): 90, ("2",): 900},
     "lb_worker_faults_total": {("0",): 7, ("2",): 70},
     "lb_worker_cpu_seconds_total": {("0",): 12, ("2",): 120},
     "lb_listener_connections": {("public",): 165},
@@ -224,6 +235,15 @@ EXPECTED: dict[str, dict[tuple[str, ...], float]] = {
         ('ch"at', "client", "1000"): 473, ('ch"at', "server", "4xxx"): 484, ('ch"at', "client", "none"): 495,
         ('ch"at', "other", "other"): 242,
     },
+    "lb_websocket_migrations_total": {
+        (reason, result): 11 * (100 + 4 * row + column)
+        for row, reason in enumerate(("crash", "retire", "rebalance", "upgrade"))
+        for column, result in enumerate(("ok", "unproved", "gone", "refused"))
+    },
+    "lb_websocket_drain_queue_length": {(): 1012},
+    "lb_websocket_ping_timeouts_total": {('ch"at',): 308},
+    "lb_upstream_admission_total": {("main", "admitted"): 616, ("main", "refused"): 627},
+    "lb_upstream_admission_queue_length": {("main",): 638},
     "lb_upstream_requests_total": {
         ("main", "one", "200"): 737, ("main", "one", "503"): 748, ("main", "one", "other"): 715,
     },
@@ -262,6 +282,10 @@ def test_histograms_are_cumulative(control: StandInControl) -> None:
     assert found["lb_http_request_duration_seconds_sum", route] == 1100
     assert found["lb_websocket_tunnel_duration_seconds_sum", route] == 11e6
     assert found["lb_websocket_handshake_duration_seconds_count", route] == 33
+    assert found["lb_websocket_ping_duration_seconds_sum", route] == 77
+    assert found["lb_websocket_ping_duration_seconds_count", route] == 66
+    assert found["lb_websocket_ping_duration_seconds_bucket", route | {("le", "0.005")}] == 66
+    assert found["lb_websocket_ping_duration_seconds_bucket", route | {("le", "0.0025")}] == 0
     assert found["lb_upstream_connect_duration_seconds_count", frozenset({("pool", "main")})] == 55
 
 
@@ -280,6 +304,15 @@ def test_checks_and_ejections_are_told_where_there_are_any(control: StandInContr
     assert {server for _, server, _ in checks} == {"one"}, "the other has no check"
     assert checks["main", "one", "timeout"] == 5
     assert len(only(found, "lb_upstream_ejections_total")) == 6
+
+
+def test_pings_and_admission_are_told_where_they_are_configured(control: StandInControl) -> None:
+    fill(control)
+    route = msgspec.structs.replace(SNAPSHOT.routes[0], websocket=WebSocketSpec())
+    pool = msgspec.structs.replace(SNAPSHOT.pools[0], admission=None)
+    control.serve(msgspec.structs.replace(SNAPSHOT, routes=(route,), pools=(pool,)))
+    found = {name for name, _ in figures(scrape(control))}
+    assert not [name for name in found if "_ping_" in name or "_admission_" in name]
 
 
 def test_a_worker_that_is_gone_has_no_gauges_but_keeps_its_counters(control: StandInControl) -> None:
