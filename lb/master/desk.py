@@ -34,7 +34,7 @@ from lb.master.reload import Reloader
 from lb.master.report import Outcome, StatusReport
 from lb.master.worker_process import WorkerProcess
 from workers.contract.errorlog import ErrorLog
-from workers.contract.messages import MAX_BYTES, Tunnels, TunnelsClosed
+from workers.contract.messages import MAX_BYTES, Reclaimed, Tunnels, TunnelsClosed
 from workers.contract.snapshot import DECODE_ERRORS
 
 KEPT_EVENTS: Final = 200
@@ -190,6 +190,26 @@ class Desk:
         self._questions.ended(worker)
         text = f"worker {worker.slot} (pid {worker.pid}) {'left' if expected else f'ended: {cause}'}"
         self.happened("worker-ended", text, slot=worker.slot, pid=worker.pid, cause=cause)
+        self.changed()
+
+    def reclaimed(self, worker: WorkerProcess, message: Reclaimed) -> None:
+        """A worker has taken over what its dead predecessor left."""
+        text = f"worker {worker.slot} (pid {worker.pid}) took over {message.restored} tunnels of a dead one"
+        if message.closed:
+            text += f", {message.closed} had to be closed"
+        fields = {"slot": worker.slot, "pid": worker.pid, "closed": message.closed}
+        self.happened("tunnels-restored", text, count=message.restored, **fields)
+        self.changed()
+
+    def moved(self, worker: WorkerProcess, count: int, reason: str) -> None:
+        """Tunnels went from one worker to others."""
+        text = f"{count} tunnels moved from worker {worker.slot} (pid {worker.pid}) to others ({reason})"
+        self.happened("tunnels-moved", text, count=count, slot=worker.slot, pid=worker.pid, reason=reason)
+
+    def keeper_ended(self, slot: int, pid: int, cause: str) -> None:
+        """A keeper's process is gone, unexpectedly."""
+        text = f"the keeper of worker {slot} (pid {pid}) ended: {cause}"
+        self.happened("keeper-ended", text, slot=slot, pid=pid, cause=cause)
         self.changed()
 
     def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:

@@ -7,26 +7,29 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from lb.master import signals
 from lb.master.deployment import Deployment
 from lb.master.failures import BindError
+from lb.master.keepers import Keepers
 from lb.master.listeners import Listeners, Served
 from lb.master.loop import Loop
 from lb.master.observers import Observer, Witness
 from lb.master.spawn import Spawned
-from lb.master.supervision import CHANNEL, LATE, REFUSED, WEDGED, Backoff, cause_of_death, quiet_for
+from lb.master.succession import Succession
+from lb.master.supervision import CHANNEL, LATE, REFUSED, cause_of_death
+from lb.master.watchdog import DUMP_TIME, Watchdog
 from lb.master.worker_process import Phase, WorkerProcess
-from workers.contract.cells import WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import (
     Abort,
     AnyMessage,
     Commit,
     Committed,
+    Given,
     Prepared,
     Ready,
+    Reclaimed,
     Refused,
     ReopenLogs,
     Stop,
@@ -37,9 +40,23 @@ from workers.contract.scoreboard import MAX_WORKERS, Scoreboard
 from workers.contract.series import SeriesTable
 
 _LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
-_DUMP_TIME: Final = 0.5  # between the stack dump of a wedged worker and its end
 _LATE_AFTER: Final = 2.0  # beyond the grace that a leaving worker was given
 _RETRY_FORK: Final = 1.0
+_RECLAIM_TIME: Final = 15.0  # for taking over what a dead predecessor left
+_HEIRS_TIME: Final = 30.0  # how long a worker that is not wanted any more waits for those that are
+
+
+class Movers(Protocol):
+    """Who moves tunnels between workers."""
+
+    def leaving(self, worker: WorkerProcess) -> None:
+        """`worker` was told to leave and waits for somebody who takes its tunnels."""
+
+    def given(self, worker: WorkerProcess, message: Given) -> None:
+        """`worker` says that a hand-over is over."""
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """`worker` is gone."""
 
 
 class Fleet:
@@ -52,6 +69,7 @@ class Fleet:
         board: Scoreboard,
         listeners: Listeners,
         spawn: Callable[[int], Spawned],
+        keepers: Keepers,
         deployment: Deployment,
     ) -> None:
         self.deployment = deployment
@@ -62,14 +80,17 @@ class Fleet:
         self.closed = False
         self.observer: Observer | None = None
         self.witness: Witness | None = None
+        self.mover: Movers | None = None
         self.on_empty: Callable[[], None] = lambda: None
         self._loop = loop
         self._log = log
         self._board = board
         self._listeners = listeners
         self._spawn = spawn
-        self._backoffs: dict[int, Backoff] = {}
-        self._last_tick = time.monotonic()
+        self.keepers = keepers
+        keepers.on_needed = self._attend
+        self._succession = Succession(loop, log, keepers, self._start)
+        self._watchdog = Watchdog(loop, log, board, self.kill)
 
     # --- which slots -----------------------------------------------------------------------------------
 
@@ -77,11 +98,10 @@ class Fleet:
         """The slots that `count` workers would have: those of today first, then the lowest that no
         process holds. Shorter than `count` where leaving workers hold too many."""
         kept = list(self.active[:count])
-        free = (slot for slot in range(self._board.capacity.workers) if slot not in self.workers)
-        for slot in free:
+        for slot in range(self._board.capacity.workers):
             if len(kept) >= count:
                 break
-            if slot not in kept:
+            if slot not in kept and slot not in self.workers and self._succession.of(slot) is None:
                 kept.append(slot)
         return tuple(sorted(kept))
 
@@ -90,22 +110,56 @@ class Fleet:
         """The most workers that there can be."""
         return MAX_WORKERS
 
+    @property
+    def recovering(self) -> bool:
+        """Whether tunnels of dead workers are not back in a worker's hands yet."""
+        return self._succession.open
+
     def switch(self, deployment: Deployment, active: tuple[int, ...]) -> None:
-        """Makes `deployment` what is served from now on: starts what is missing in `active` and retires
-        what is not in it. Workers that serve already are the caller's to tell."""
+        """Makes `deployment` what is served from now on: starts what is missing in `active`, and retires
+        what is not in it as soon as all that is serves. Workers that serve already are the caller's to
+        tell."""
         if deployment is not self.deployment:
             self.deployment.close()
             self.deployment = deployment
             if self.witness is not None:
                 self.witness.configured()
         before, self.active = self.active, active
-        for slot in before:
-            worker = self.workers.get(slot)
-            if slot not in active and worker is not None:
-                self.dismiss(worker, deployment.plan.snapshot.drain.hard_stop)
         for slot in active:
             if slot not in self.workers and slot not in before:
                 self._start(slot)
+        if set(before) - set(active):
+            self._loop.later(_HEIRS_TIME, self.retire_surplus)
+        self._retire_if_replaced()
+
+    def adopt(
+        self, slot: int, spawned: Spawned, phase: Phase, leave_by: float | None = None
+    ) -> WorkerProcess:
+        """Takes over a worker that a predecessor of this process has forked: SERVING, or LEAVING by
+        `leave_by`. It is told nothing; where its slot is not in `active` it is retired, its tunnels moving
+        for an upgrade, as soon as all that is active serves."""
+        worker = self._add(slot, spawned)
+        worker.phase = phase
+        worker.moves = "upgrade"
+        if phase is Phase.LEAVING:
+            worker.leave_by = leave_by or time.monotonic()
+            worker.hands_over = True
+            self._watch_leaving(worker)
+        return worker
+
+    def _retire_if_replaced(self) -> None:
+        serving = {slot for slot, worker in self.workers.items() if worker.phase is Phase.SERVING}
+        if not self.closed and serving.issuperset(self.active):
+            self.retire_surplus()
+
+    def retire_surplus(self) -> None:
+        """Dismisses the workers that are not in `active` any more; their tunnels move to the others."""
+        if self.closed:
+            return
+        for worker in list(self.workers.values()):
+            wanted = worker.slot in self.active or worker.caretaker
+            if not wanted and worker.phase is not Phase.LEAVING:
+                self.dismiss(worker, self.deployment.plan.snapshot.drain.hard_stop, hand_over=True)
 
     # --- talking to workers ----------------------------------------------------------------------------
 
@@ -117,15 +171,29 @@ class Fleet:
     def reopen_logs(self, fd: int) -> None:
         """Tells all workers to write to `fd` from now on."""
         for worker in self.workers.values():
-            if worker.phase in (Phase.LOADING, Phase.SERVING):
+            if worker.phase in (Phase.LOADING, Phase.SERVING, Phase.CARETAKING):
                 worker.send(ReopenLogs(), (fd,))
 
-    def dismiss(self, worker: WorkerProcess, grace: float) -> None:
-        """Tells `worker` to leave; it is not replaced."""
+    def dismiss(self, worker: WorkerProcess, grace: float, hand_over: bool = False) -> None:
+        """Tells `worker` to leave within `grace` seconds; it is not replaced. With `hand_over` its tunnels
+        go to its siblings."""
         worker.phase = Phase.LEAVING
+        worker.hands_over = hand_over
+        worker.leave_by = time.monotonic() + grace
         self._changed()
-        worker.send(Stop(grace=grace))
-        self._loop.later(grace + _LATE_AFTER, lambda: self.kill(worker, LATE))
+        worker.send(Stop(grace=grace, hand_over=hand_over))
+        self._watch_leaving(worker)
+
+    def _watch_leaving(self, worker: WorkerProcess) -> None:
+        leave_by = worker.leave_by or 0.0
+
+        def late() -> None:
+            if worker.leave_by == leave_by:  # nobody gave it another grace
+                self.kill(worker, LATE)
+
+        self._loop.later(max(0.0, leave_by - time.monotonic()) + _LATE_AFTER, late)
+        if worker.hands_over and self.mover is not None:
+            self.mover.leaving(worker)
 
     def stop_all(self, grace: float) -> None:
         """Tells everybody to leave within `grace` seconds; nobody is replaced any more."""
@@ -147,7 +215,13 @@ class Fleet:
     # --- life and death --------------------------------------------------------------------------------
 
     def _start(self, slot: int) -> None:
-        if self.closed or slot not in self.active or slot in self.workers:
+        """Forks the worker of `slot`, or its caretaker, where it shall have one and has none."""
+        held = self._succession.held(slot)
+        if self.closed or slot in self.workers:
+            return
+        if slot not in self.active and not held:
+            self._succession.over(slot)
+            self.keepers.release(slot)
             return
         try:
             spawned = self._spawn(slot)
@@ -155,11 +229,25 @@ class Fleet:
             self._log.error("a worker can't be forked", slot=slot, error=error, retry_in=_RETRY_FORK)
             self._loop.later(_RETRY_FORK, lambda: self._start(slot))
             return
+        worker = self._add(slot, spawned)
+        worker.caretaker = slot not in self.active
+        self.keepers.attend(worker, reclaim=held > 0)
+        if not held:
+            self._succession.over(slot)
+        self._loop.later(_LOADING_TIMEOUT, lambda: self._kill_if_loading(worker))
+
+    def _add(self, slot: int, spawned: Spawned) -> WorkerProcess:
         worker = WorkerProcess(slot, spawned, self._loop, self._log, self._received, self._broken)
         self.workers[slot] = worker
         self.used_slots.add(slot)
         self._changed()
-        self._loop.later(_LOADING_TIMEOUT, lambda: self._kill_if_loading(worker))
+        return worker
+
+    def _attend(self, slot: int) -> None:
+        """A new keeper can be had for `slot`."""
+        worker = self.workers.get(slot)
+        if worker is not None and not worker.closed:
+            self.keepers.attend(worker, reclaim=False)
 
     def reap(self) -> None:
         """Takes notice of the children that ended."""
@@ -167,6 +255,7 @@ class Fleet:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._ended(worker, worker.cause or cause_of_death(status))
+        self.keepers.reap()
 
     def _ended(self, worker: WorkerProcess, cause: str) -> None:
         worker.close()
@@ -179,33 +268,39 @@ class Fleet:
             self._log.info("worker left", **fields)
         else:
             self._log.error("worker ended", **fields)
+        if self.mover is not None:
+            self.mover.ended(worker)
         if self.witness is not None:
             self.witness.ended(worker, cause, expected)
         if worker.phase is not Phase.LEAVING:
             self.restarts[cause] += 1
             if self.observer is not None:
                 self.observer.failed(worker, f"ended: {cause}")
-            self._replace(worker.slot, lived)
-        elif worker.slot in self.active:
-            self._start(worker.slot)
+        self._succeed(worker, expected or cause == LATE, lived)
         self._check_empty()
 
+    def _succeed(self, worker: WorkerProcess, in_order: bool, lived: float) -> None:
+        """Sees to the slot of a worker that is gone: `in_order` says that one that was leaving has left
+        nothing that should live on."""
+        if self.closed:
+            return
+        leaving = worker.phase is Phase.LEAVING
+        if not leaving or not in_order:
+            self._succession.died(worker.slot, lived, worker.leave_by)
+            return
+        self._succession.over(worker.slot)
+        if worker.slot in self.active:
+            self._start(worker.slot)
+        else:
+            self.keepers.release(worker.slot)
+
     def _clear(self, slot: int) -> None:
-        """What a dead worker had open is gone, also where no successor comes (soon) to say so. Nobody else
-        writes to its slab until then."""
+        """What a dead worker had open is gone, also where no successor comes (soon) to say so: one that
+        takes tunnels over counts them anew. Nobody else writes to its slab until then."""
         slab = self._board.slab(slot)
         if slab.used:
             slab.clear_gauges()
             SeriesTable(slab, self._board.capacity.series)  # which clears the gauges among the series
-
-    def _replace(self, slot: int, lived: float) -> None:
-        delay = self._backoffs.setdefault(slot, Backoff()).died(lived)
-        if not delay:
-            self._start(slot)
-            return
-        if not self.closed:
-            self._log.warning("workers die early, the next waits", slot=slot, seconds=delay)
-        self._loop.later(delay, lambda: self._start(slot))
 
     def _changed(self) -> None:
         if self.witness is not None:
@@ -239,6 +334,11 @@ class Fleet:
             case Tunnels() | TunnelsClosed():
                 if self.witness is not None:
                     self.witness.told(worker, message)
+            case Given():
+                if self.mover is not None:
+                    self.mover.given(worker, message)
+            case Reclaimed():
+                self._reclaimed(worker, message)
             case _:
                 self._broken(worker, f"it sent {type(message).__name__}, which is the master's to send")
 
@@ -246,8 +346,10 @@ class Fleet:
         if worker.phase is not Phase.STARTING:
             return
         worker.phase = Phase.LOADING
-        served = self._listeners.served_by(worker.slot, self.active)
-        self.prepare(worker, self.deployment, served)
+        self.prepare(worker, self.deployment, self._served_by(worker))
+
+    def _served_by(self, worker: WorkerProcess) -> list[Served]:
+        return [] if worker.caretaker else self._listeners.served_by(worker.slot, self.active)
 
     def _loading(self, worker: WorkerProcess, message: Prepared | Refused | Committed) -> None:
         """The first configuration of `worker`, step by step. A reload commits only when nobody is at it,
@@ -257,7 +359,8 @@ class Fleet:
         match message:
             case Prepared():
                 try:
-                    self._listeners.listen(self._listeners.current(), worker.slot, self.active)
+                    if not worker.caretaker:
+                        self._listeners.listen(self._listeners.current(), worker.slot, self.active)
                 except BindError as error:
                     self._reject(worker, str(error))
                     return
@@ -265,13 +368,42 @@ class Fleet:
             case Refused():
                 self._reject(worker, message.error)
             case Committed():
-                worker.phase = Phase.SERVING
-                fields = {"slot": worker.slot, "pid": worker.pid, "generation": message.generation}
-                self._log.info("worker serves", **fields)
-                if self.witness is not None:
-                    self.witness.served(worker)
-                if self.observer is not None:
-                    self.observer.serving(worker)
+                self._committed(worker, message.generation)
+
+    def _committed(self, worker: WorkerProcess, generation: int) -> None:
+        worker.phase = Phase.CARETAKING if worker.caretaker else Phase.SERVING
+        fields = {"slot": worker.slot, "pid": worker.pid, "generation": generation}
+        self._log.info("worker takes over what is left" if worker.caretaker else "worker serves", **fields)
+        if self._succession.held(worker.slot):
+            self._loop.later(_RECLAIM_TIME, lambda: self._check_reclaimed(worker))
+        if not worker.caretaker and self.witness is not None:
+            self.witness.served(worker)
+        if self.observer is not None:
+            # Also of a caretaker: a reload waits for everybody who loads a configuration.
+            self.observer.serving(worker)
+        self._retire_if_replaced()
+
+    def _reclaimed(self, worker: WorkerProcess, message: Reclaimed) -> None:
+        fields = {"slot": worker.slot, "pid": worker.pid}
+        counts = {"restored": message.restored, "closed": message.closed}
+        self._log.info("tunnels of a dead worker are taken over", **fields, **counts)
+        if self.witness is not None:
+            self.witness.reclaimed(worker, message)
+        self._inherited(worker)
+
+    def _check_reclaimed(self, worker: WorkerProcess) -> None:
+        if self.workers.get(worker.slot) is worker and self._succession.of(worker.slot) is not None:
+            self._log.error("worker does not take over what is left", slot=worker.slot, pid=worker.pid)
+            self._inherited(worker)
+
+    def _inherited(self, worker: WorkerProcess) -> None:
+        estate = self._succession.of(worker.slot)
+        self._succession.over(worker.slot)
+        if worker.phase is Phase.CARETAKING:
+            grace = self.deployment.plan.snapshot.drain.hard_stop
+            if estate is not None and estate.leave_by is not None:
+                grace = max(1.0, estate.leave_by - time.monotonic())
+            self.dismiss(worker, grace, hand_over=True)
 
     def _reject(self, worker: WorkerProcess, why: str) -> None:
         self._log.error("worker can't serve the configuration", slot=worker.slot, pid=worker.pid, error=why)
@@ -284,29 +416,14 @@ class Fleet:
         worker.close()
         if worker.phase is Phase.LEAVING:
             return
-        self._loop.later(_DUMP_TIME, lambda: self._report_broken(worker, why))
+        self._loop.later(DUMP_TIME, lambda: self._report_broken(worker, why))
 
     def _report_broken(self, worker: WorkerProcess, why: str) -> None:
         if self.workers.get(worker.slot) is worker and not worker.cause:
             self._log.error("worker can't be talked to", slot=worker.slot, pid=worker.pid, reason=why)
             self.kill(worker, CHANNEL)
 
-    # --- the watchdog ----------------------------------------------------------------------------------
-
     def watch_heartbeats(self, tick: float) -> None:
         """To be called every `tick` seconds: ends the workers whose event loop stands still."""
-        now = time.monotonic()
-        elapsed, self._last_tick = now - self._last_tick, now
         limit = self.deployment.plan.config.process.wedged_after
-        for worker in list(self.workers.values()):
-            beat = self._board.slab(worker.slot).cells[WorkerCell.HEARTBEAT]
-            worker.quiet = quiet_for(worker.quiet, beat != worker.heartbeat, elapsed, tick)
-            worker.heartbeat = beat
-            if worker.quiet > limit and not worker.cause:
-                self._end_wedged(worker)
-
-    def _end_wedged(self, worker: WorkerProcess) -> None:
-        self._log.error("worker is wedged", slot=worker.slot, pid=worker.pid, silent=round(worker.quiet, 1))
-        worker.cause = WEDGED
-        worker.signal(signals.DUMP_STACKS)
-        self._loop.later(_DUMP_TIME, lambda: self.kill(worker, WEDGED))
+        self._watchdog.look(list(self.workers.values()), tick, limit)

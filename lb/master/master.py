@@ -20,6 +20,7 @@ from lb.master.desk import Desk
 from lb.master.failures import EXIT_BOOT, StartError, reason
 from lb.master.fleet import Fleet
 from lb.master.holdings import Holdings
+from lb.master.keepers import Keepers
 from lb.master.lending import Lending
 from lb.master.loop import READ, Loop
 from lb.master.notify import Notifier
@@ -73,9 +74,12 @@ class Master:
     def _wire(self, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
         self._loop = loop = Loop(self._fault)
-        self._fleet = Fleet(loop, log, self._board, holdings.listeners, self._spawn, holdings.deployment)
+        keepers = Keepers(loop, log, self._spawn_keeper if self._programs.keeper is not None else None)
+        self._fleet = Fleet(
+            loop, log, self._board, holdings.listeners, self._spawn, keepers, holdings.deployment
+        )
         self._control = ControlKeeper(loop, log, self._board, self._spawn_control)
-        self._fleet.on_empty = lambda: self._control.leave(loop.stop)
+        self._fleet.on_empty = lambda: keepers.leave(lambda: self._control.leave(loop.stop))
         self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
         self._reloader = Reloader(
             loop, log, self._path, self._fleet, holdings.listeners, self._in_use, prepare_deadline
@@ -84,6 +88,7 @@ class Master:
         self._reloader.on_end = self._reloaded
         self._desk = Desk(loop, log, self._fleet, self._reloader, self._status)
         self._fleet.witness = self._desk
+        keepers.on_end = self._desk.keeper_ended
         self._control.on_message = self._desk.took
         self._control.on_end = self._desk.control_ended
         self._lending = Lending(loop, self._fleet, self._board)
@@ -131,6 +136,13 @@ class Master:
         kept = {board.fd, bells.workers, bells.control, ledger.fd}
         return spawn.spawn(
             f"lb-worker-{slot}", kept, lambda channel: run(slot, channel, board, bells, ledger), self._user
+        )
+
+    def _spawn_keeper(self, slot: int) -> Spawned:
+        ledger, run = self._ledger, self._programs.keeper
+        assert run is not None
+        return spawn.spawn(
+            f"lb-keeper-{slot}", {ledger.fd}, lambda channel: run(slot, channel, ledger), self._user
         )
 
     def _spawn_control(self) -> Spawned:

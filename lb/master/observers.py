@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lb.master.worker_process import WorkerProcess
-from workers.contract.messages import Committed, Prepared, Refused, Tunnels, TunnelsClosed
+from workers.contract.messages import Committed, Prepared, Reclaimed, Refused, Tunnels, TunnelsClosed
 
 
 class Observer(Protocol):
@@ -35,6 +35,12 @@ class Witness(Protocol):
 
     def ended(self, worker: WorkerProcess, cause: str, expected: bool) -> None:
         """A worker's process is gone."""
+
+    def reclaimed(self, worker: WorkerProcess, message: Reclaimed) -> None:
+        """A worker has taken over what its dead predecessor left."""
+
+    def moved(self, worker: WorkerProcess, count: int, reason: str) -> None:
+        """`count` tunnels went from `worker` to its siblings."""
 
     def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
         """A worker answers what it was asked about its tunnels."""

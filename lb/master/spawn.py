@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import importlib.util
 import os
 import pkgutil
 import pwd
@@ -27,6 +28,7 @@ from workers.contract.scoreboard import Scoreboard
 # What a child runs with its end of the channel; the exit status.
 Main = Callable[[socket.socket], int]
 RunWorker = Callable[[int, socket.socket, Scoreboard, Bells, Ledger], int]
+RunKeeper = Callable[[int, socket.socket, Ledger], int]
 # With the listening sockets of metrics and admin API, where there are such.
 RunControl = Callable[[socket.socket, Scoreboard, Bells, socket.socket | None, socket.socket | None], int]
 
@@ -52,6 +54,7 @@ class Programs(NamedTuple):
 
     worker: RunWorker
     control: RunControl
+    keeper: RunKeeper | None = None  # without one, a worker's tunnels end with it
 
 
 class Identity(NamedTuple):
@@ -92,7 +95,10 @@ def preload() -> Programs:
         _import_all(name)
     worker: RunWorker = importlib.import_module("workers.main").run
     control: RunControl = importlib.import_module("lb.control.main").run
-    return Programs(worker, control)
+    keeper: RunKeeper | None = None
+    if importlib.util.find_spec("workers.keeper") is not None:
+        keeper = importlib.import_module("workers.keeper").run
+    return Programs(worker, control, keeper)
 
 
 def _import_all(name: str) -> None:

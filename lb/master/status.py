@@ -15,7 +15,7 @@ from workers.contract.snapshot import ListenerSpec
 _GAUGES = {
     "listener": (ListenerCell.CONNECTIONS,),
     "route": (RouteCell.IN_FLIGHT, RouteCell.TUNNELS),
-    "pool": (PoolCell.QUEUED,),
+    "pool": (PoolCell.QUEUED, PoolCell.ADMISSION_QUEUED),
     "server": (ServerCell.ACTIVE, ServerCell.TUNNELS, ServerCell.CONNECTIONS),
 }
 
@@ -26,7 +26,10 @@ def _used_slabs(fleet: Fleet, board: Scoreboard) -> list[Slab]:
 
 
 def in_use(fleet: Fleet, board: Scoreboard, kind: str, row: int) -> bool:
-    """Whether a gauge of `row` ("listener", "route", "pool" or "server") is above zero in any worker."""
+    """Whether a gauge of `row` ("listener", "route", "pool" or "server") is above zero in any worker, or
+    may be: while a dead worker's tunnels are in nobody's hands, they are on no gauge."""
+    if fleet.recovering:
+        return True
     for slab in _used_slabs(fleet, board):
         base = _base(slab, kind, row)
         if any(slab.cells[base + cell] for cell in _GAUGES[kind]):
@@ -50,10 +53,12 @@ def _base(slab: Slab, kind: str, row: int) -> int:
 def worker_reports(fleet: Fleet, board: Scoreboard) -> tuple[WorkerReport, ...]:
     """One report per process, leaving ones too."""
     workers = sorted(fleet.workers.values(), key=lambda worker: worker.slot)
-    return tuple(_worker_report(worker, board.slab(worker.slot)) for worker in workers)
+    return tuple(
+        _worker_report(worker, fleet.keepers.pid(worker.slot), board.slab(worker.slot)) for worker in workers
+    )
 
 
-def _worker_report(worker: WorkerProcess, slab: Slab) -> WorkerReport:
+def _worker_report(worker: WorkerProcess, keeper_pid: int, slab: Slab) -> WorkerReport:
     cells = slab.cells
     now = time.monotonic()
     beat = cells[WorkerCell.HEARTBEAT] / NANOSECONDS
@@ -69,6 +74,8 @@ def _worker_report(worker: WorkerProcess, slab: Slab) -> WorkerReport:
         requests=cells[WorkerCell.REQUESTS],
         heartbeat_age=round(max(0.0, now - max(beat, worker.started)), 3),
         listening_sockets=cells[WorkerCell.LISTENERS],
+        keeper_pid=keeper_pid,
+        tunnels_held=cells[WorkerCell.SAFE],
     )
 
 

@@ -157,6 +157,7 @@ def test_children_hold_nothing_but_their_own(instance: Instance) -> None:
         kinds = sorted(re.sub(r"\[\d+\]", "", target) for target in held)
         expected = [
             "/dev/null",  # stdin
+            "/memfd:lb-ledger (deleted)",
             "/memfd:lb-scoreboard (deleted)",
             "anon_inode:[eventfd]",  # the workers' bell
             "anon_inode:[eventfd]",  # the control process's
