@@ -14,6 +14,7 @@ import msgspec
 
 from lb.demo.messages import Tally, Terms
 
+TRAFFIC: Final = "lb.demo.traffic"
 _ANSWER: Final = 15.0  # seconds
 _LEAVE: Final = 3.0
 
@@ -23,13 +24,13 @@ class LoadError(Exception):
 
 
 class Crew:
-    """One process of `lb.demo.traffic`."""
+    """One process of `lb.demo.traffic`, or of another module that takes the same commands."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = TRAFFIC) -> None:
         # A session of its own: Ctrl-C in the terminal is not for the load. What goes wrong there is said on
         # standard error, which is this process's.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lb.demo.traffic"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -103,11 +104,11 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Load:
-    """Clients and servers. `open` tunnels, look at the `account`, and `stop`: then every tunnel ends, both of
-    its ends having said that they have all that was sent."""
+    """Clients and servers; `clients` and `serving` are the modules that run. `open` tunnels, look at the
+    `account`, and `stop`: then every tunnel ends, both of its ends having said that they have all."""
 
-    def __init__(self, servers: int = 2) -> None:
-        self.clients, self.servers = Crew(), Crew()
+    def __init__(self, servers: int = 2, *, clients: str = TRAFFIC, serving: str = TRAFFIC) -> None:
+        self.clients, self.servers = Crew(clients), Crew(serving)
         self.ports: list[int] = self.servers.ask("listen", ports=servers)["ports"]
         self.tunnels = 0
 

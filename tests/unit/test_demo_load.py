@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from lb.demo import wire
-from lb.demo.load import Load, LoadError
+from lb.demo.load import TRAFFIC, Load, LoadError
 from lb.demo.messages import END, LARGEST, SIZES, Incoming, Tally, Terms, message, size_of
 from tests.harness.waiting import eventually
 
@@ -175,3 +175,17 @@ def test_a_pause_is_seen() -> None:
         eventually(lambda: load.clients.ask("report")["longest"] > 0.3, "the pause is seen", 10)
         os.kill(load.servers.pid, signal.SIGCONT)
         assert load.stop().whole
+
+
+LIBRARY = "tests.harness.library_traffic"
+
+
+@pytest.mark.parametrize(("clients", "serving"), [(LIBRARY, TRAFFIC), (TRAFFIC, LIBRARY), (LIBRARY, LIBRARY)])
+def test_it_speaks_websocket_as_others_do(clients: str, serving: str) -> None:
+    with Load(1, clients=clients, serving=serving) as load:
+        load.open(load.ports[0], 5, Terms(rate=20))
+        load.open(load.ports[0], 5, Terms(rate=20, deflate=True))
+        load.open(load.ports[0], 1, Terms(profile="flood"))
+        eventually(lambda: load.account().received > 500, "messages come", 10)
+        account = load.stop()
+    assert account.whole, account
