@@ -55,6 +55,7 @@ class HeadCell(enum.IntEnum):
     """The slot's own cells."""
 
     MARK = 0
+    USED = 1  # one more than the highest entry that was ever used
     WIDTH = 512  # a page
 
 

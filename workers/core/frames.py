@@ -64,6 +64,32 @@ class FrameTracker:
         where its head is not complete. To be asked only between `feed`s."""
         return self.left or 1
 
+    @property
+    def head(self) -> bytes:
+        """The beginning of a frame whose size is not known yet."""
+        return self._head
+
+    @property
+    def ends_message(self) -> int:
+        """1 where a message ends with the frame that the stream is in, else 0."""
+        return self._ends_message
+
+    def resume(self, left: int, head: bytes, ends_message: int = 1) -> None:
+        """Makes a new tracker go on where another one stood: `left` bytes before a frame's end, or behind the
+        `head` of one."""
+        self.left = left
+        self._ends_message = ends_message if left else 0
+        self._head = head
+        self.at_boundary = not (left or head)
+
+    def lose(self) -> None:
+        """The stream can't be followed any more."""
+        self.lost = True
+        self.at_boundary = False
+        self.left = _FOR_EVER  # so that `feed` needs no test of its own
+        self._ends_message = 0
+        self._head = b""
+
     def feed(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> None:
         """Takes `buffer[start:end]`, the next bytes of the stream; the buffer isn't kept."""
         if self.at_boundary and end - start > _LONGEST_HEAD and _LARGE[buffer[start + 1]]:
@@ -123,9 +149,7 @@ class FrameTracker:
                 return 0
             length = int.from_bytes(buffer[start + 2 : payload], "big")
             if length >> 63:  # "the most significant bit MUST be 0"
-                self.lost = True
-                self.left = _FOR_EVER  # so that `feed` needs no test of its own
-                self._ends_message = 0
+                self.lose()
                 return 0
         if masked:
             payload += 4

@@ -14,7 +14,8 @@ from workers.core.frames import close_frame
 from workers.io.tls import TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
-    from workers.io.tunnel import Pipe, Tunnel
+    from workers.io.pipe import Pipe
+    from workers.io.tunnel import Tunnel
 
 PATIENCE: Final = 5.0
 
@@ -47,9 +48,7 @@ class Closing:
         if pipe.ended:
             self._is_silent(pipe)
             return
-        pipe.on_chunk = lambda: self._on_chunk(pipe)
-        if pipe.reading:
-            pipe.worker.loop.add_reader(pipe.source_fd, pipe.on_chunk)
+        pipe.read_by(lambda: self._on_chunk(pipe))
         self._inject(pipe)
 
     def _inject(self, pipe: Pipe) -> None:
@@ -61,7 +60,7 @@ class Closing:
             return
         frame = self.frames.pop(pipe.name)
         if tracker.close_code is None:
-            self._send(pipe, frame)
+            pipe.inject(frame)
         else:
             self.waiting.discard(pipe.name)
 
@@ -80,11 +79,11 @@ class Closing:
         if before and pipe.out:
             pipe.pause()
             return
-        worker = pipe.worker
+        relay = pipe.worker.relay
         # Before our Close no byte may be taken beyond the frame's end, since it could not be passed on.
-        most = min(tracker.to_boundary, len(worker.view)) if before else len(worker.view)
+        most = min(tracker.to_boundary, len(relay)) if before else len(relay)
         try:
-            size = pipe.source.recv_into(worker.view[:most])
+            size = pipe.receive(most)
         except (BlockingIOError, InterruptedError):
             return
         except TlsTruncated:
@@ -98,9 +97,8 @@ class Closing:
             self._is_silent(pipe)
             self.look()
             return
-        pipe.count(worker.buffer, size)
         if before:
-            self._send(pipe, bytes(worker.view[:size]))
+            pipe.send(relay[:size])
             if self.tunnel.open:
                 self._inject(pipe)
         if self.tunnel.open and ((tracker.close_code is not None and tracker.at_boundary) or tracker.lost):
@@ -110,20 +108,6 @@ class Closing:
         if isinstance(source, TlsStream) and (source.pending() or source.deferred is not None):
             # The kernel knows nothing of what OpenSSL holds already.
             pipe.worker.loop.call_soon(lambda: self._on_chunk(pipe))
-
-    def _send(self, pipe: Pipe, data: bytes) -> None:
-        if pipe.out:
-            pipe.out += data
-            return
-        try:
-            sent = pipe.sink.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self.tunnel.sink_failed(pipe)
-            return
-        if sent < len(data):
-            pipe.keep(data[sent:])
 
     def may_fail(self, name: str) -> bool:
         """Whether the connection of `name` may fail, since its own Close has come, its last word. What it was
@@ -136,7 +120,7 @@ class Closing:
             source, sink = sink, source
         source.ended = True
         source.pause()
-        sink.out = b""
+        sink.drained()
         sink.worker.loop.remove_writer(sink.sink_fd)
         self.look()
         if tunnel.open:
@@ -162,6 +146,7 @@ def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
         return
     tunnel.closer = tunnel.closer or "lb"
     tunnel.code = code
+    tunnel.stay()
     closing = Closing(tunnel, code, reason)
     tunnel.closing = closing
     tunnel.worker.wheel.drop(tunnel)

@@ -8,6 +8,7 @@ pair of calls costs more than a recv), when it fires while its sink is full.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
 import struct
 from _socket import socket as RawSocket
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # SO_LINGER with a time of zero: close sends RST and drops what is queued (man 7 socket).
 _RESET: Final = struct.pack("ii", 1, 0)
+_UNSPEC: Final = struct.pack("@H14x", socket.AF_UNSPEC)
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def reset(stream: Stream) -> None:
@@ -31,6 +34,15 @@ def reset(stream: Stream) -> None:
     with contextlib.suppress(OSError):  # the peer may have reset it already
         cast(RawSocket, stream).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     stream.close()
+
+
+def sever(stream: Stream, *, failed: bool) -> None:
+    """Ends a connection of which another process has a duplicate, so that closing it would say nothing:
+    with FIN, or with RST where it `failed` (connect(2): AF_UNSPEC dissolves the association)."""
+    if failed and _libc.connect(stream.fileno(), _UNSPEC, len(_UNSPEC)) == 0:
+        return
+    with contextlib.suppress(OSError):  # the peer may have ended it already
+        cast(RawSocket, stream).shutdown(socket.SHUT_RDWR)
 
 
 def has_failed(stream: Stream) -> bool:

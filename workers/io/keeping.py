@@ -1,0 +1,353 @@
+"""What of this worker's tunnels outlives it: their places on the ledger, and the keeper's duplicates.
+
+A tunnel comes onto the ledger when it is about a second old, so that short-lived ones cost nothing, and
+leaves it when it ends or is handed over. The keeper is told once a tick, in batches; what its queue does not
+take waits for the next tick. An entry is used again only after the keeper was told to drop what it had of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from _socket import socket as RawSocket
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Final, cast
+
+from workers.contract import messages
+from workers.contract.cells import WorkerCell
+from workers.contract.ledger import (
+    BUFFER,
+    CELL,
+    FRAME_HEAD,
+    FRAME_LOST,
+    MAX_RECORD,
+    POSITION_BITS,
+    SHELVES,
+    AccountCell,
+    DirectionCell,
+    EntryCell,
+    HeadCell,
+    State,
+    place,
+)
+from workers.contract.tunnels import Drop, Hold
+from workers.core.frames import FrameTracker
+from workers.io import records, tcpinfo
+
+if TYPE_CHECKING:
+    from workers.io.pipe import Pipe
+    from workers.io.tunnel import Tunnel
+    from workers.io.worker import Worker
+
+YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
+_BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
+_PER_TICK: Final = 512  # tunnels that come onto the ledger in one tick, about 20 ms of work
+_SPARE: Final = 16  # shelves that are kept in memory for the next one
+_ACCOUNTS: Final = (int(DirectionCell.FIRST), int(DirectionCell.SECOND))
+_ACCOUNT: Final = int(DirectionCell.ACCOUNT)
+_FRAME: Final = int(DirectionCell.FRAME)
+_HEAD: Final = int(DirectionCell.HEAD)
+_SAFE: Final = int(WorkerCell.SAFE)
+
+
+class Keeping:
+    """One worker's side of it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.area = area = worker.ledger.area(worker.slot)
+        self.cells = area.cells
+        self.relay = memoryview(area.buffer)
+        self.mark = area.cells[area.head : area.head + 1]
+        self.channel: socket.socket | None = None  # to the keeper
+        self._shelves = memoryview(area.shelves)
+        self._young: deque[Tunnel] = deque()
+        self._unheld: dict[int, Tunnel] = {}  # by entry: on the ledger, and not with the keeper yet
+        self._undropped: deque[int] = deque()
+        self._free: list[int] = []
+        self._used = int(area.cells[area.head + HeadCell.USED])
+        self._free_shelves: list[int] = []
+        self._warm = 0  # how many of those, at the end, still have memory
+        self._fresh_shelf = 0
+        # Entries and shelves of a predecessor, until the keeper has said which are given back.
+        self.inherited = [index for index in range(self._used) if area.state(index) != State.FREE]
+        taken = set(self.inherited)
+        self._free = [index for index in range(self._used - 1, -1, -1) if index not in taken]
+        self._taken_shelves = {shelf for index in self.inherited for shelf in self._shelves_of(index)}
+
+    # --- the keeper ----------------------------------------------------------------------------------
+
+    def use(self, channel: socket.socket) -> None:
+        """Lets the keeper behind `channel` hold the tunnels from now on. (An earlier one is gone.)"""
+        self.lose()
+        self.channel = channel
+        self._young = deque(tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry < 0)
+
+    def lose(self) -> None:
+        """The keeper is gone: what it held waits for the next one, what it was to drop is dropped."""
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            self.worker.loop.remove_reader(channel.fileno())
+            channel.close()
+        self._free.extend(self._undropped)
+        self._undropped.clear()
+        self._unheld = {tunnel.entry: tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry >= 0}
+
+    def opened(self, tunnel: Tunnel) -> None:
+        """`tunnel` began: it is put onto the ledger when it is old enough."""
+        if tunnel.movable and self.channel is not None:
+            self._young.append(tunnel)
+
+    def tick(self) -> None:
+        """Puts onto the ledger what is old enough, and tells the keeper."""
+        if self.channel is None:
+            return
+        young = self._young
+        ripe = time.monotonic() - YOUNG
+        for _ in range(_PER_TICK):
+            if not young or young[0].started > ripe:
+                break
+            tunnel = young.popleft()
+            if tunnel.open and tunnel.movable and tunnel.entry < 0:
+                self.hold(tunnel)
+        if self._undropped or self._unheld:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells the keeper what to drop, then what to hold, as far as its queue takes it."""
+        undropped, unheld = self._undropped, self._unheld
+        while undropped:
+            entries = tuple(islice(undropped, _BATCH))
+            if not self._send(Drop(entries=entries)):
+                return
+            for entry in entries:
+                undropped.popleft()
+                self._free.append(entry)
+        while unheld:
+            some = list(islice(unheld.values(), _BATCH))
+            fds = [stream.fileno() for tunnel in some for stream in (tunnel.client, tunnel.server_sock)]
+            tunnels = tuple((tunnel.entry, self.area.serial(tunnel.entry)) for tunnel in some)
+            if not self._send(Hold(tunnels=tunnels), fds):
+                return
+            for tunnel in some:
+                del unheld[tunnel.entry]
+
+    def _send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
+        if self.channel is None:
+            return False
+        try:
+            messages.send(self.channel, message, fds or ())
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # The master starts another keeper, and says so.
+            self.worker.log.warning("the keeper can't be told about tunnels", error=error)
+            self.lose()
+            return False
+        return True
+
+    # --- entries -------------------------------------------------------------------------------------
+
+    def hold(self, tunnel: Tunnel) -> bool:
+        """Puts a tunnel onto the ledger, where it can be; whether it is there."""
+        client, server_sock = cast(RawSocket, tunnel.client), cast(RawSocket, tunnel.server_sock)
+        if not (tcpinfo.is_counted(client) and tcpinfo.is_counted(server_sock)):
+            return False
+        try:
+            for sock in (client, server_sock):
+                # Urgent data would be counted and not be delivered (RFC 6093 says what it is worth).
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            client_counts, server_counts = tcpinfo.counts(client), tcpinfo.counts(server_sock)
+        except OSError:
+            return False  # it is failing; its own callbacks find out
+        up, down = tunnel.from_client, tunnel.from_server
+        bases = (
+            client_counts.read - up.total,
+            client_counts.written - (down.total + down.shift - len(down.out)),
+            server_counts.read - down.total,
+            server_counts.written - (up.total + up.shift - len(up.out)),
+        )
+        return self.enter(tunnel, bases)
+
+    def enter(
+        self,
+        tunnel: Tunnel,
+        bases: tuple[int, int, int, int],
+        giver: tuple[int, int, int] | None = None,
+    ) -> bool:
+        """Puts a tunnel onto the ledger whose streams began at `bases`; `False` where it is full. With
+        `giver` (slot, entry and serial there) it is on its way from there: COMING until `confirm`."""
+        try:
+            record = records.short(tunnel, MAX_RECORD)
+        except ValueError as error:
+            self.worker.log.warning("a tunnel can't be made crash-safe", route=tunnel.route.name, error=error)
+            return False
+        entry = self._take_entry()
+        if entry < 0:
+            return False
+        area, cells = self.area, self.cells
+        base = area.entry(entry)
+        area.put_record(entry, record)
+        cells[base + EntryCell.CLIENT_READ : base + EntryCell.SERVER_WRITTEN + 1] = array("q", bases)
+        cells[base + EntryCell.GIVER : base + EntryCell.GIVER_SERIAL + 1] = array("q", giver or (0, 0, 0))
+        cells[base + EntryCell.CLOSING] = cells[base + EntryCell.RESTORED] = 0
+        cells[2 * entry + 1] = time.monotonic_ns()
+        self._begin(tunnel, entry)
+        cells[2 * entry] = State.HELD if giver is None else State.COMING
+        self._unheld[entry] = tunnel
+        return True
+
+    def confirm(self, tunnel: Tunnel) -> None:
+        """What was COMING has come."""
+        self.cells[2 * tunnel.entry] = State.HELD
+
+    def _begin(self, tunnel: Tunnel, entry: int) -> None:
+        """Gives the directions of `tunnel` their places on `entry`, and accounts for where they stand."""
+        base = self.area.entry(entry)
+        for direction, (pipe, at) in enumerate(
+            ((tunnel.from_client, EntryCell.CLIENT), (tunnel.from_server, EntryCell.SERVER))
+        ):
+            pipe.account = base + at
+            if tunnel.settings.crash_safe:
+                pipe.position = pipe.total | place(entry, direction) << POSITION_BITS
+            if pipe.tracker is None:
+                self.cells[pipe.account + _FRAME] = FRAME_LOST
+            else:
+                self.note_frame(pipe, pipe.tracker)
+            pipe.put(pipe.out)
+        tunnel.entry = entry
+        self.worker.slab.cells[_SAFE] += tunnel.settings.crash_safe
+
+    def release(self, tunnel: Tunnel, state: State = State.FREE) -> None:
+        """Takes a tunnel off the ledger: it ended, or (GONE) another worker has it. The entry of the latter
+        is used again only after `free`."""
+        entry = tunnel.entry
+        if entry < 0:
+            return
+        self.cells[2 * entry] = state
+        tunnel.entry = -1
+        self.worker.slab.cells[_SAFE] -= tunnel.settings.crash_safe
+        for pipe in (tunnel.from_client, tunnel.from_server):
+            if pipe.shelf >= 0:
+                pipe.out = bytes(pipe.out)
+                self.unshelve(pipe)
+            pipe.account = 0
+            pipe.position = pipe.total
+        if state is State.FREE:
+            self.free(entry, told=self._unheld.pop(entry, None) is None)
+        else:
+            self._unheld.pop(entry, None)
+
+    def free(self, entry: int, *, told: bool = True) -> None:
+        """Makes `entry` one that may be used again, once the keeper was told (where it was `told` of it)."""
+        self.cells[2 * entry] = State.FREE
+        if told and self.channel is not None:
+            self._undropped.append(entry)
+        else:
+            self._free.append(entry)
+
+    def _take_entry(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._used >= self.area.entries:
+            return -1
+        self._used += 1
+        self.cells[self.area.head + HeadCell.USED] = self._used
+        return self._used - 1
+
+    # --- what a direction writes down ----------------------------------------------------------------
+
+    def note_frame(self, pipe: Pipe, tracker: FrameTracker) -> None:
+        """Where the frame ends that the stream is in; nothing has to be said between two frames."""
+        cells, at = self.cells, pipe.account + _FRAME
+        position = pipe.total
+        if tracker.lost:
+            cells[at] = FRAME_LOST
+        elif tracker.head:
+            cells[at] = FRAME_LOST  # while the head is being written
+            head = tracker.head
+            where = (pipe.account + _HEAD) * CELL
+            self.area.memory[where : where + 2 * CELL] = head.ljust(2 * CELL - 1, b"\0") + bytes((len(head),))
+            cells[at] = FRAME_HEAD | position
+        else:
+            end = position + tracker.left
+            cells[at] = end if end < FRAME_HEAD else FRAME_LOST
+
+    def shelve(self, pipe: Pipe, data: bytes | memoryview) -> bytes | memoryview:
+        """Accounts for `data` as all that waits in `pipe`, and returns it as it is kept: on a shelf, where
+        there is one; a tunnel without is closed, should the worker die now."""
+        former = pipe.shelf
+        kept: bytes | memoryview = b""
+        shelf = -1
+        size = len(data)
+        if size:
+            shelf = self._take_shelf() if size <= BUFFER and pipe.position != pipe.total else -1
+            if shelf < 0:
+                kept = bytes(data)
+            else:
+                kept = self._shelves[shelf * BUFFER : shelf * BUFFER + size]
+                kept[:] = data
+        cells, account = self.cells, pipe.account
+        other = 1 - cells[account + _ACCOUNT]
+        at = account + _ACCOUNTS[other]
+        cells[at + AccountCell.POSITION] = pipe.total
+        cells[at + AccountCell.SHIFT] = pipe.shift
+        cells[at + AccountCell.SIZE] = size if shelf >= 0 else 0
+        cells[at + AccountCell.SHELF] = shelf
+        cells[account + _ACCOUNT] = other
+        pipe.shelf = shelf
+        if former >= 0:
+            self._give_shelf(former)
+        return kept
+
+    def unshelve(self, pipe: Pipe) -> None:
+        """What waited in `pipe` was sent, or is kept elsewhere."""
+        self._give_shelf(pipe.shelf)
+        pipe.shelf = -1
+
+    def _take_shelf(self) -> int:
+        if self._free_shelves:
+            self._warm = max(0, self._warm - 1)
+            return self._free_shelves.pop()
+        while self._fresh_shelf < SHELVES:
+            self._fresh_shelf += 1
+            if self._fresh_shelf - 1 not in self._taken_shelves:
+                return self._fresh_shelf - 1
+        return -1
+
+    def _give_shelf(self, shelf: int) -> None:
+        if self._warm < _SPARE:
+            self._warm += 1
+            self._free_shelves.append(shelf)
+        else:
+            self.area.clear_shelf(shelf)
+            self._free_shelves.insert(0, shelf)
+
+    # --- what a predecessor left ---------------------------------------------------------------------
+
+    def _shelves_of(self, entry: int) -> Iterator[int]:
+        base = self.area.entry(entry)
+        for at in (base + EntryCell.CLIENT, base + EntryCell.SERVER):
+            account = at + _ACCOUNTS[self.cells[at + _ACCOUNT] & 1]
+            if self.cells[account + AccountCell.SIZE] > 0:
+                yield int(self.cells[account + AccountCell.SHELF])
+
+    def take_back(self, tunnel: Tunnel, entry: int) -> None:
+        """`tunnel` goes on where the predecessor's at `entry` stood; the keeper has it already."""
+        self._begin(tunnel, entry)
+        self.cells[self.area.entry(entry) + EntryCell.RESTORED] += 1
+        self.inherited.remove(entry)
+
+    def end_inheritance(self) -> None:
+        """Whatever the keeper did not give back is nobody's: its entries and shelves may be used."""
+        for entry in self.inherited:
+            self.cells[2 * entry] = State.FREE
+            self._free.append(entry)
+        self.inherited = []
+        for shelf in self._taken_shelves:
+            if shelf < self._fresh_shelf:
+                self._give_shelf(shelf)
+        self._taken_shelves = set()
