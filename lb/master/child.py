@@ -63,6 +63,11 @@ class Child(Generic[Incoming]):
     def lost(self, why: str) -> None:
         """The channel is of no use any more, and closed."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._waiting)
+
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Sends or queues `message`. The descriptors stay the caller's, who may close them at once."""
         if self.closed:

@@ -47,11 +47,19 @@ class CommandServer:
     """Serves the command socket from the master's loop. Clients are few, their requests small, and none
     can hold the master up; `serve` gets each request with the function to answer it by, at any time."""
 
-    def __init__(self, loop: Loop, listening: socket.socket, path: pathlib.Path, serve: Serve) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        listening: socket.socket,
+        path: pathlib.Path,
+        serve: Serve,
+        identity: tuple[int, int] | None = None,
+    ) -> None:
+        """`identity` is that of the socket's file, where that is not as fresh as the socket."""
         self._loop = loop
         self._listening = listening
         self._path = path
-        self._identity = _identity(path)
+        self.identity = identity or _identity(path)
         self._trusted = (0, os.geteuid())
         self._serve = serve
         self._clients: set[_Client] = set()
@@ -61,9 +69,23 @@ class CommandServer:
         """Removes the socket and ends what is still connected: a waiting `lb stop` sees it is done."""
         self._loop.forget(self._listening.fileno())
         self._listening.close()
-        sockets.unlink_if_ours(str(self._path), self._identity)
+        sockets.unlink_if_ours(str(self._path), self.identity)
         for client in list(self._clients):
             client.close()
+
+    def waiting(self, command: str) -> list[int] | None:
+        """The connections of those who wait for the end of `command`; `None` while somebody else is being
+        served."""
+        if any(client.command != command for client in self._clients):
+            return None
+        return [client.fd for client in self._clients]
+
+    def adopt(self, connection: socket.socket, command: str) -> Respond:
+        """Takes over somebody who has asked a predecessor of this process for `command`."""
+        client = _Client(self._loop, connection, self._serve, self._clients.discard)
+        self._clients.add(client)
+        client.wait(command)
+        return client.respond
 
     def _resume(self) -> None:
         if self._listening.fileno() >= 0:
@@ -100,7 +122,7 @@ def _uid(connection: socket.socket) -> int:
 class _Client:
     """One connection: a request line in, a reply line out, closed."""
 
-    __slots__ = ("_connection", "_forget", "_loop", "_pending", "_received", "_serve", "_timer")
+    __slots__ = ("_connection", "_forget", "_loop", "_pending", "_received", "_serve", "_timer", "command")
 
     def __init__(
         self, loop: Loop, connection: socket.socket, serve: Serve, forget: Callable[[_Client], None]
@@ -108,12 +130,25 @@ class _Client:
         connection.setblocking(False)
         self._loop = loop
         self._connection: socket.socket | None = connection
+        self.command = ""  # that it waits for the end of
         self._serve = serve
         self._forget = forget
         self._received = b""
         self._pending = b""
         self._timer: Timer = loop.later(_READ_TIMEOUT, self.close)
         loop.watch(connection.fileno(), READ, self._read)
+
+    @property
+    def fd(self) -> int:
+        """Its connection."""
+        return -1 if self._connection is None else self._connection.fileno()
+
+    def wait(self, command: str) -> None:
+        """From here on, `respond` is all that is left to do for it."""
+        assert self._connection is not None
+        self.command = command
+        self._timer.cancel()
+        self._loop.watch(self._connection.fileno(), READ, self._wait)
 
     def close(self) -> None:
         """Ends the connection; a reply that comes later is dropped."""
@@ -143,13 +178,13 @@ class _Client:
     def _request(self, line: bytes) -> None:
         if self._connection is None:
             return
-        self._timer.cancel()
-        self._loop.watch(self._connection.fileno(), READ, self._wait)
+        self.wait("")
         try:
             request = _decoder.decode(line)
         except msgspec.MsgspecError as error:
             self.respond(Reply(error=f"the request is malformed: {error}"))
             return
+        self.command = request.command
         self._serve(request, self.respond)
 
     def _wait(self, _events: int) -> None:
@@ -160,6 +195,7 @@ class _Client:
         """Sends the reply and closes."""
         if self._connection is None:
             return
+        self.command = ""
         self._pending = msgspec.json.encode(reply) + b"\n"
         self._timer.cancel()
         self._timer = self._loop.later(_WRITE_TIMEOUT, self.close)

@@ -67,6 +67,7 @@ class ControlKeeper:
         self._board = board
         self._spawn = spawn
         self._child: ControlProcess | None = None
+        self._relieved: ControlProcess | None = None  # it leaves, and another one is to come
         self._backoff = Backoff()
         self._last_tick = time.monotonic()
         self._when_gone: Callable[[], None] | None = None
@@ -91,6 +92,20 @@ class ControlKeeper:
         child.heartbeat = self._heartbeat()
         self._child = child
         self._log.info("control process started", pid=child.pid)
+
+    def relieve(self, spawned: Spawned, started: float) -> None:
+        """Takes over one that a predecessor of this process has forked: it is told to leave, and another one
+        is started when it has left, since the scoreboard's cells have one writer at a time."""
+        child = ControlProcess(spawned, self._loop, self._log, self.on_message, self._lost)
+        child.started = started
+        self._child = self._relieved = child
+        child.send(Leave())
+        self._loop.later(_LEAVE_TIME, lambda: self._kill(child, LATE))
+
+    @property
+    def child(self) -> ControlProcess | None:
+        """The one of now."""
+        return self._child
 
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Tells it `message`, where it is there."""
@@ -147,6 +162,11 @@ class ControlKeeper:
             self._log.info("control process left", pid=child.pid, cause=cause)
             self._when_gone()
             return
+        if child is self._relieved:
+            self._relieved = None
+            self._log.info("control process left", pid=child.pid, cause=cause)
+            self.start()
+            return
         self._log.error("control process ended", pid=child.pid, cause=cause, lived=round(lived, 3))
         self.restarts[cause] += 1
         self.on_end(child.pid, cause)
@@ -167,6 +187,7 @@ class ControlKeeper:
         self._loop.later(_DUMP_TIME, lambda: self._report_lost(child, why))
 
     def _report_lost(self, child: ControlProcess, why: str) -> None:
-        if self._child is child and not child.cause and self._when_gone is None:
+        leaves = self._when_gone is not None or child is self._relieved
+        if self._child is child and not child.cause and not leaves:
             self._log.error("the control process can't be talked to", pid=child.pid, reason=why)
             self._kill(child, CHANNEL)

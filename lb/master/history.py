@@ -11,10 +11,14 @@ class History:
 
     def __init__(self, log: ErrorLog) -> None:
         self._log = log
-        self._succeeded = 0
-        self._failed = 0
-        self._last: Outcome | None = None
-        self._last_success = 0.0
+        self.restore(ReloadReport(succeeded=0, failed=0))
+
+    def restore(self, report: ReloadReport) -> None:
+        """Goes on where a predecessor ended."""
+        self._succeeded = report.succeeded
+        self._failed = report.failed
+        self._last: Outcome | None = report.last
+        self._last_success = report.last_success
 
     @property
     def report(self) -> ReloadReport:

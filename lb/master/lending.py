@@ -9,7 +9,7 @@ queue, as it would when the servers are full.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from lb.master.fleet import Fleet
@@ -37,6 +37,15 @@ class Lending:
         """Gives the workers that are about to be forked their first shares, and goes on from there."""
         self.turn(slots)
         self._loop.later(_BUSY, self._again)
+
+    def inherit(self, slots: Iterable[int]) -> None:
+        """`slots` have had shares of a predecessor of this process; what it gave to those that are gone is
+        taken back with the first turn."""
+        board = self._board
+        self._slots = tuple(slots)
+        rows = range(board.capacity.servers)
+        index = board.grant_index
+        self._limits = {row: 0 for row in rows if any(board.grants[index(slot, row)] for slot in self._slots)}
 
     def _again(self) -> None:
         self.turn({*self._fleet.workers, *self._fleet.active})

@@ -32,6 +32,15 @@ class Served(NamedTuple):
     socket: socket
 
 
+class Kept(NamedTuple):
+    """One socket that the master holds; `file` is the identity of a Unix socket's file."""
+
+    address: str
+    home: int
+    socket: socket
+    file: tuple[int, int]
+
+
 class Staged(NamedTuple):
     """The sockets of the next configuration: bound, but the new ones not listened on yet."""
 
@@ -58,6 +67,24 @@ class Listeners:
     def __init__(self) -> None:
         self._layout: Layout = {}
         self._files: dict[str, tuple[int, int]] = {}  # Unix address -> device and inode of our file
+
+    @classmethod
+    def inherited(cls, listening: Iterable[Kept]) -> Listeners:
+        """Those that a predecessor has left, listening already."""
+        listeners = cls()
+        for kept in listening:
+            listeners._layout.setdefault(kept.address, {})[kept.home] = kept.socket
+            if kept.home == SHARED:
+                listeners._files[kept.address] = kept.file
+        return listeners
+
+    def all(self) -> list[Kept]:
+        """Every socket that is kept."""
+        return [
+            Kept(address, home, kept, self._files.get(address, (0, 0)))
+            for address, homes in self._layout.items()
+            for home, kept in homes.items()
+        ]
 
     @property
     def addresses(self) -> tuple[str, ...]:

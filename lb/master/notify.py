@@ -21,6 +21,11 @@ class Notifier:
         """Takes the variable out of the environment: children shall not speak for us."""
         return cls(os.environ.pop("NOTIFY_SOCKET", None), on_error)
 
+    @property
+    def address(self) -> str:
+        """Where systemd listens; empty where it didn't ask."""
+        return self._address or ""
+
     def ready(self, status: str) -> None:
         """Everything serves."""
         self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={status}")

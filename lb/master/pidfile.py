@@ -24,6 +24,23 @@ class PidFile:
         except OSError as error:
             raise StartError(f"process.pid_file: {path} can't be written: {reason(error)}") from error
 
+    @classmethod
+    def inherited(cls, path: pathlib.Path, fd: int) -> PidFile:
+        """The file that this very process has locked and written before it executed itself anew."""
+        kept = cls.__new__(cls)
+        kept._path, kept._fd = path, fd
+        return kept
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where it is."""
+        return self._path
+
+    @property
+    def fd(self) -> int:
+        """The open file that has the lock."""
+        return self._fd
+
     def close(self) -> None:
         """Removes the file, where it is still ours, and gives the lock back."""
         with contextlib.suppress(FileNotFoundError):

@@ -70,6 +70,21 @@ def read(path: pathlib.Path, before: Plan, generation: int, in_use: InUse) -> Pl
     )
 
 
+def following(
+    path: pathlib.Path, served: str, state: State, discovery: Discovery, generation: int, in_use: InUse
+) -> Plan:
+    """Reads and compiles the file for the successor of a master that serves the text `served`. Raises
+    `ConfigErrors`, also where the file wants what only a restart can do."""
+    config = configuration.load(path)
+    try:
+        problems = configuration.refuse_live(configuration.parse(served, path), config)
+    except ConfigErrors:
+        problems = []  # this release reads another language: what it needs is in the new file
+    if problems:
+        raise ConfigErrors(problems)
+    return _compiled(config, state, generation, in_use, discovery)
+
+
 def found(before: Plan, generation: int, in_use: InUse, discovery: Discovery) -> Plan:
     """The configuration of `before` with the servers of `discovery`, for which no file is read. Raises
     `ConfigErrors`."""

@@ -77,7 +77,7 @@ class Reloader:
         self._transaction: Transaction | None = None
         self._asked: dict[int, WorkerProcess] = {}
         self._done: set[int] = set()
-        self._history = History(log)
+        self.history = History(log)
         self._reopen = False
         self._open = False
         self._closed = ""  # why nothing is served any more
@@ -85,7 +85,7 @@ class Reloader:
     @property
     def report(self) -> ReloadReport:
         """The counters and the last outcome."""
-        return self._history.report
+        return self.history.report
 
     @property
     def reloading(self) -> bool:
@@ -98,6 +98,15 @@ class Reloader:
         """The first start is over: serves what was asked meanwhile, and whatever comes."""
         self._open = True
         self._soon()
+
+    def pause(self) -> None:
+        """What is asked from now on waits for `open`; what goes on comes to its end."""
+        self._open = False
+
+    @property
+    def attempt(self) -> int:
+        """The highest number that a configuration ever had."""
+        return self._attempt
 
     def request(self, reply: Reply | None = None) -> None:
         """Asks for a reload of the file; `reply` gets the outcome."""
@@ -321,7 +330,7 @@ class Reloader:
         self._asked = {}
         self._done = set()
         if self._counted:
-            self._history.record(outcome)
+            self.history.record(outcome)
             self.on_end(outcome)
         replies, self._replies = self._replies, []
         for reply in replies:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lb.master.fleet import Fleet
 from lb.master.report import ListenerReport, WorkerReport
@@ -20,17 +20,20 @@ _GAUGES = {
 }
 
 
-def _used_slabs(fleet: Fleet, board: Scoreboard) -> list[Slab]:
+def _slabs(board: Scoreboard, used_slots: Collection[int]) -> list[Slab]:
     # Reading a page that was never written would allocate it, so unused slots are left out.
-    return [board.slab(slot) for slot in sorted(fleet.used_slots)]
+    return [board.slab(slot) for slot in sorted(used_slots)]
 
 
 def in_use(fleet: Fleet, board: Scoreboard, kind: str, row: int) -> bool:
     """Whether a gauge of `row` ("listener", "route", "pool" or "server") is above zero in any worker, or
     may be: while a dead worker's tunnels are in nobody's hands, they are on no gauge."""
-    if fleet.recovering:
-        return True
-    for slab in _used_slabs(fleet, board):
+    return fleet.recovering or row_in_use(board, fleet.used_slots, kind, row)
+
+
+def row_in_use(board: Scoreboard, used_slots: Collection[int], kind: str, row: int) -> bool:
+    """The same, by the gauges of `used_slots` alone."""
+    for slab in _slabs(board, used_slots):
         base = _base(slab, kind, row)
         if any(slab.cells[base + cell] for cell in _GAUGES[kind]):
             return True
@@ -83,7 +86,7 @@ def listener_reports(
     listeners: Iterable[ListenerSpec], fleet: Fleet, board: Scoreboard
 ) -> tuple[ListenerReport, ...]:
     """One report per configured listener, summed over all workers that ever were."""
-    slabs = _used_slabs(fleet, board)
+    slabs = _slabs(board, fleet.used_slots)
 
     def total(row: int, cell: ListenerCell) -> int:
         return sum(slab.cells[slab.listener_base(row) + cell] for slab in slabs)

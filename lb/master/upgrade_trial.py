@@ -1,0 +1,116 @@
+"""The trial: the new release, executed beside the running one, shows that it could take over.
+
+It reads the real state and the real configuration file, looks at the real scoreboard and ledger, and brings a
+worker up to where it could serve, with a scoreboard and a ledger of its own and no sockets. It changes
+nothing that the running processes use. Who started it sees to its end, and to its deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import Final
+
+import msgspec
+
+from lb.config import ConfigErrors
+from lb.master import sockets, spawn
+from lb.master.deployment import DeployError, Deployment
+from lb.master.failures import StartError
+from lb.master.plan import Plan
+from lb.master.spawn import Programs, Spawned
+from lb.master.upgrade_attempt import TrialReport
+from lb.master.upgrade_launch import Order
+from lb.master.upgrade_plan import next_plan
+from lb.master.upgrade_state import StateError, UpgradeState, unpack
+from workers.contract import messages
+from workers.contract.bells import Bells
+from workers.contract.ledger import Ledger, LedgerError
+from workers.contract.messages import AnyMessage, Prepared, Ready, Refused
+from workers.contract.scoreboard import Scoreboard, ScoreboardError
+
+_ENTRIES: Final = 16  # of the trial's own ledger
+
+
+class TrialError(Exception):
+    """The worker did not come up; `str()` says why."""
+
+
+def run(order: Order, version: str) -> int:
+    """Tries, and writes the report. Returns the exit code."""
+    for fd in (order.state, order.report):
+        os.set_inheritable(fd, False)
+    error = ""
+    try:
+        attempt(unpack(order.state))
+    except (StateError, ScoreboardError, LedgerError) as failure:
+        error = f"{failure}: upgrade by a restart"
+    except (ConfigErrors, StartError, DeployError, TrialError, OSError) as failure:
+        error = str(failure)
+    report = msgspec.json.encode(TrialReport(ok=not error, version=version, error=error))
+    with os.fdopen(order.report, "wb") as pipe:
+        pipe.write(report)
+    return 1 if error else 0
+
+
+def attempt(state: UpgradeState) -> None:
+    """Everything that the successor will have to be able to do. Raises what `run` reports."""
+    board = Scoreboard.attach(state.scoreboard)
+    Ledger.attach(state.ledger)
+    spawn.raise_open_files()
+    plan = next_plan(state, board)
+    _probe(state, plan)
+    user = spawn.identity(plan.config.process.user)
+    programs = spawn.preload()
+    deployment = Deployment(plan)
+    try:
+        _bring_up(programs, deployment, user)
+    finally:
+        deployment.close()
+
+
+def _probe(state: UpgradeState, plan: Plan) -> None:
+    """Whether the addresses can be had that the running lb does not listen on. Raises `BindError`."""
+    held = {listening.address for listening in state.listeners}
+    ports = {sockets.parse(address).port for address in held}
+    for text in plan.listener_names:
+        address = sockets.parse(text)
+        if text not in held and address.path is None and address.port not in ports:
+            sockets.probe(address)
+
+
+def _bring_up(programs: Programs, deployment: Deployment, user: spawn.Identity | None) -> None:
+    """A worker, until it has prepared `deployment`. Raises `TrialError`."""
+    board, bells = Scoreboard.create(), Bells.create()
+    ledger = Ledger.create(board.capacity.workers, _ENTRIES)
+    kept = {board.fd, bells.workers, bells.control, ledger.fd}
+    spawned = spawn.spawn(
+        "lb-trial", kept, lambda channel: programs.worker(0, channel, board, bells, ledger), user
+    )
+    try:
+        _expect(spawned, Ready)
+        for envelope in deployment.envelopes(()):
+            messages.send(spawned.channel, envelope.message, envelope.fds)
+        _expect(spawned, Prepared)
+    finally:
+        os.kill(spawned.pid, signal.SIGKILL)
+        os.waitpid(spawned.pid, 0)
+        spawned.channel.close()
+
+
+def _expect(spawned: Spawned, kind: type[Ready] | type[Prepared]) -> None:
+    """Waits for the worker's next word. Raises `TrialError` where it is not of `kind`."""
+    message = _next(spawned)
+    if isinstance(message, Refused):
+        raise TrialError(f"a worker of the new release refuses the configuration: {message.error}")
+    if not isinstance(message, kind):
+        raise TrialError(f"a worker of the new release says {type(message).__name__}, not {kind.__name__}")
+
+
+def _next(spawned: Spawned) -> AnyMessage:
+    select.select([spawned.channel], [], [])
+    received = messages.receive(spawned.channel)
+    if received is None:
+        raise TrialError("a worker of the new release ends on its way up")
+    return received[0]
