@@ -17,7 +17,7 @@ NUMBER = 2500
 
 def tunnel(number: int, length: int) -> Tunnel:
     """What a page reads of a tunnel; every text of it is `length` long."""
-    pipe = SimpleNamespace(bytes=2**62, tracker=None)
+    pipe = SimpleNamespace(total=2**62, tracker=None)
     text = "n" * length
     spec = SimpleNamespace(name=text)
     server = SimpleNamespace(spec=spec, pool=SimpleNamespace(spec=spec))
@@ -25,6 +25,7 @@ def tunnel(number: int, length: int) -> Tunnel:
     found = SimpleNamespace(
         number=number, route=spec, server=server, address=text, host=data, target=data, request_id=data,
         started=1.0, seen=2.0, from_client=pipe, from_server=pipe, client=None,
+        crash_safe=True,
     )  # fmt: skip
     return cast(Tunnel, found)
 

@@ -87,6 +87,11 @@ class Tunnel:
         codes = (pipe.tracker.close_code for pipe in (self.from_client, self.from_server) if pipe.tracker)
         return next((code for code in codes if code is not None), None)
 
+    @property
+    def crash_safe(self) -> bool:
+        """Whether it outlives its worker with every byte that is in flight."""
+        return self.entry >= 0 and self.settings.crash_safe
+
     def begin(self, early: bytes, rest: bytes) -> None:
         """Starts relaying; `early` and `rest` are what client and server sent behind their heads."""
         self.appear()

@@ -20,7 +20,8 @@ from workers.contract.messages import (
 from workers.io.tls import TlsStream
 
 if TYPE_CHECKING:
-    from workers.io.tunnel import Pipe, Tunnel
+    from workers.io.pipe import Pipe
+    from workers.io.tunnel import Tunnel
     from workers.io.worker import Worker
 
 # A page must fit into one message of the channel, whatever names there are and whatever clients send.
@@ -119,11 +120,12 @@ def _report(tunnel: Tunnel, now: float) -> TunnelReport:
         request_id=_text(tunnel.request_id),
         age=round(now - tunnel.started, 3),
         idle=round(max(0.0, now - tunnel.seen), 3),
-        client_bytes=client.bytes,
-        server_bytes=server.bytes,
+        client_bytes=client.total,
+        server_bytes=server.total,
         client_messages=_messages(client),
         server_messages=_messages(server),
         tls=isinstance(tunnel.client, TlsStream),
+        crash_safe=tunnel.crash_safe,
     )
 
 

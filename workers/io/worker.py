@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 import time
 import traceback
@@ -19,16 +20,20 @@ from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
 from workers.contract.trust import TlsSetupError, server_name
+from workers.core.descriptors import connection_cap
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io import tunnel_desk
 from workers.io.endpoint import Endpoint
 from workers.io.journal import Journal
+from workers.io.keeping import Keeping
 from workers.io.listening import Acceptor, Listener
+from workers.io.pacing import Pacer
+from workers.io.pipe import Pipe
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
+from workers.io.returns import Returns
 from workers.io.tls import TlsStream
-from workers.io.tunnel import Pipe
 
 if TYPE_CHECKING:
     import ssl
@@ -63,12 +68,19 @@ class Worker:
         self.view = memoryview(self.buffer)
         self.now = time.monotonic()
         self.wheel = Wheel(self.now)
+        self.tunnels: dict[int, Tunnel] = {}  # by number, so in the order of their opening
+        self.keeping = Keeping(self)
+        # What tunnels receive into, and where they write down from which position on (see `pipe`).
+        self.relay = self.keeping.relay
+        self.mark = self.keeping.mark
         self.random_bits = random.Random().getrandbits
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
+        self.most_connections = connection_cap(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.clients: set[Client] = set()
-        self.tunnels: dict[int, Tunnel] = {}  # by number, so in the order of their opening
         self._last_tunnel = 0
+        self.pacer = Pacer(self)
+        self.returns = Returns(self)
         self.untold: list[Pipe] = []  # directions of tunnels whose figures the scoreboard has not yet
         self.listeners: dict[str, Listener] = {}
         self.acceptors: list[Acceptor] = []
@@ -164,6 +176,8 @@ class Worker:
         self._tick_at = now + TICK
         self.loop.call_later(TICK, self._tick)
         self.wheel.advance(now)
+        self.keeping.tick()
+        self.pacer.turn()
         if self.current is not None:
             self._look_around(self.current)
         if self.journal is not None:
@@ -192,6 +206,7 @@ class Worker:
         if self.current is not None:
             for pool in self.current.pools.values():
                 pool.look()
+            self.pacer.look()
 
     # --- the channel ---------------------------------------------------------------------------------
 
@@ -231,14 +246,23 @@ class Worker:
                 self._abort()
             case messages.ReopenLogs():
                 self._reopen(fds)
-            case messages.Stop(grace=grace):
-                self.stop(grace)
+            case messages.Stop(grace=grace, hand_over=hand_over):
+                self.stop(grace, hand_over=hand_over)
+            case messages.Keep(reclaim=reclaim):
+                self._keep(fds, reclaim)
             case messages.ListTunnels():
                 self._say(tunnel_desk.page(self.tunnels, message, time.monotonic()))
             case messages.CloseTunnels():
                 self._say(tunnel_desk.close(self, message))
+            case messages.MoveTunnels():
+                self._say(tunnel_desk.move(self, message))
             case _:
                 self.log.error("message that a worker does not know", message=type(message).__name__)
+
+    def _keep(self, fds: list[int], reclaim: bool) -> None:
+        """The way to the keeper, or to its successor."""
+        channel = socket.socket(fileno=fds[0])
+        self.keeping.use(channel)
 
     def _prepare(self, generation: int) -> None:
         self._abort_prepared()
@@ -269,6 +293,7 @@ class Worker:
         self._prepared = None
         self.acceptors = prepared.commit(self.listeners, self.acceptors)
         self.current = prepared.plan
+        self.pacer.adopt(prepared.snapshot)
         self._set_journal(prepared)
         cells = self.slab.cells
         cells[WorkerCell.GENERATION] = generation
@@ -308,16 +333,18 @@ class Worker:
     # --- the end -------------------------------------------------------------------------------------
 
     def _orphaned(self, why: str) -> None:
-        """The master is gone: no new connections, and what is there may live on for `drain.hard_stop`."""
+        """The master is gone: no new connections, and what is there may live on for `drain.hard_stop`; only
+        towards its end are tunnels closed."""
         self.log.warning("the master is gone; draining", why=why)
         self.loop.remove_reader(self.channel.fileno())
         self._abort()
         plan = self.current
-        self.stop(plan.snapshot.drain.hard_stop if plan is not None else 0.0)
+        self.stop(plan.snapshot.drain.hard_stop if plan is not None else 0.0, late=True)
 
-    def stop(self, grace: float) -> None:
-        """Accepts what is queued and nothing more, ends what is in flight, and leaves after `grace` seconds
-        at the latest. A second call changes the grace."""
+    def stop(self, grace: float, *, hand_over: bool = False, late: bool = False) -> None:
+        """Accepts what is queued and nothing more, ends what is in flight, closes tunnels politely, and
+        leaves after `grace` seconds at the latest. With `hand_over` only tunnels that can't be handed over
+        are closed, with `late` all only when it is time. A second call changes the grace."""
         self._deadline = time.monotonic() + grace
         if not self.stopping:
             self.stopping = True
@@ -327,6 +354,8 @@ class Worker:
             self.slab.cells[WorkerCell.LISTENERS] = 0
             for client in tuple(self.clients):
                 client.stop()
+        if grace > 0:
+            self.pacer.leave(grace, hand_over=hand_over, late=late)
         self._look_for_end(time.monotonic())
 
     def _look_for_end(self, now: float) -> None:
