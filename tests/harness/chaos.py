@@ -1,0 +1,193 @@
+"""A load balancer under a load of numbered messages, what is done to it, and the proof that nothing is left
+of that afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lb.demo.load import Account, Load
+from tests.harness import processes
+from tests.harness.balancer import LoadBalancer
+from tests.harness.gauges import Gauges
+from tests.harness.ports import free_port
+from tests.harness.settings import Tables, settings
+from tests.harness.waiting import eventually
+from workers.contract.ledger import Ledger, State
+
+BALANCES = ("round-robin", "least-conn", "p2c", "random")
+_GROWTH = 8_000_000  # bytes of its own that a process may have gained: allocators keep what was needed
+
+
+def tables(load: Load, *, workers: int = 2, **more: Any) -> Tables:
+    """A configuration in front of `load`, and of HTTP that its servers answer too."""
+    process = {"shutdown_timeout": "5s", **more.pop("process", {})}
+    return settings(load.addresses, workers=workers, process=process, **more)
+
+
+class Ordeal:
+    """What is done to `lb` while `load` runs. Each of the methods returns when it is done and served."""
+
+    def __init__(self, lb: LoadBalancer, seed: int = 1) -> None:
+        self.lb = lb
+        self.random = random.Random(seed)
+        self.done: Counter[str] = Counter()
+        self._start = Footprint(lb)
+
+    def serving(self) -> list[dict[str, Any]]:
+        """The workers that serve, by slot."""
+        workers = [worker for worker in self.lb.status()["workers"] if worker["state"] == "serving"]
+        return sorted(workers, key=lambda worker: int(worker["slot"]))
+
+    def wait_serving(self, count: int, without: int = 0) -> None:
+        """Waits until `count` workers serve, none of which is the process `without`, and no other is left."""
+
+        def settled() -> bool:
+            workers = self.lb.status()["workers"]
+            states = [worker["state"] for worker in workers]
+            return states == ["serving"] * count and without not in [worker["pid"] for worker in workers]
+
+        eventually(settled, f"{count} workers serve", 30)
+
+    def wait_held(self, tunnels: int) -> None:
+        """Waits until the keepers have as many tunnels: all of them would outlive their workers."""
+
+        def held() -> bool:
+            return sum(int(worker["tunnels_held"]) for worker in self.lb.status()["workers"]) == tunnels
+
+        eventually(held, f"{tunnels} tunnels are held", 30)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Kills a worker at random; its old pid."""
+        workers = self.serving()
+        pid = int(self.random.choice(workers)["pid"])
+        os.kill(pid, number)
+        self.wait_serving(len(workers), without=pid)
+        self.done[number.name] += 1
+        return pid
+
+    def scale(self, workers: int) -> None:
+        """A reload with so many workers."""
+        self.lb.tables["process"]["workers"] = workers
+        self.lb.reload()
+        self.wait_serving(workers)
+        self.done["scalings"] += 1
+
+    def reload(self) -> None:
+        """A reload that changes something else each time."""
+        number = self.done["reloads"]
+        pool = self.lb.tables["pool"]["main"]
+        pool["balance"] = BALANCES[number % len(BALANCES)]
+        self.lb.tables["listen"]["public"]["limits"] = {"connections": 40_000 + number}
+        if number % 5 == 4:
+            self.lb.tables["listen"]["second"] = {"bind": [f"127.0.0.1:{free_port()}"]}
+        else:
+            self.lb.tables["listen"].pop("second", None)
+        self.lb.reload()
+        self.done["reloads"] += 1
+
+    def upgrade(self, *, works: bool = True) -> dict[str, Any]:
+        """An upgrade in place; what the master says of it."""
+        count = len(self.serving())
+        outcome: dict[str, Any] = self.lb.ask("upgrade", timeout=60)["upgrade"]
+        assert outcome["ok"] is works, f"{outcome}\n{self.lb.stderr}"
+        self.wait_serving(count)
+        self.done["upgrades" if works else "upgrades refused"] += 1
+        return outcome
+
+    def assert_nothing_is_left(self) -> None:
+        """Gauges and ledger are empty, and descriptors and memory are those of the start."""
+        AllGauges(self.lb).wait_all_zero()
+        eventually(lambda: not ledger_entries(self.lb), "the ledger is empty", 10)
+        self._start.wait_again()
+
+
+def whole(account: Account) -> None:
+    """Asserts that nothing was lost."""
+    assert account.whole, account
+
+
+class AllGauges(Gauges):
+    """The gauges of all slots, those that upgrades use too."""
+
+    def __init__(self, lb: LoadBalancer) -> None:
+        super().__init__(lb)
+        self._workers = self._board.capacity.workers
+
+
+def ledger_entries(lb: LoadBalancer) -> Counter[str]:
+    """How many entries of the ledger are in which state, all slots together; FREE ones left out."""
+    found: Counter[str] = Counter()
+    with _ledger(lb) as ledger:
+        for slot in range(ledger.slots):
+            states = ledger.states(slot)
+            counts = Counter(states[::2].tolist())
+            states.release()
+            for state, count in counts.items():
+                if state != State.FREE:
+                    found[State(state).name] += count
+    return found
+
+
+@contextmanager
+def _ledger(lb: LoadBalancer) -> Iterator[Ledger]:
+    held = processes.descriptors(lb.pid)
+    number = next(number for number, target in held.items() if "lb-ledger" in target)
+    fd = os.open(f"/proc/{lb.pid}/fd/{number}", os.O_RDWR)
+    try:
+        yield Ledger.attach(fd)
+    finally:
+        os.close(fd)
+
+
+class Footprint:
+    """Descriptors and memory of each kind of process, as they are now."""
+
+    def __init__(self, lb: LoadBalancer) -> None:
+        self._lb = lb
+        lb.wait_control()
+        self._before = self._measure()
+
+    def _measure(self) -> dict[str, tuple[int, int]]:
+        """Descriptors and bytes of the largest process of each kind."""
+        status = self._lb.status()
+        pids = {"master": [self._lb.pid], "control": [int(status["control_pid"])], "worker": [], "keeper": []}
+        for worker in status["workers"]:
+            pids["worker"].append(int(worker["pid"]))
+            if worker["keeper_pid"]:
+                pids["keeper"].append(int(worker["keeper_pid"]))
+        return {
+            kind: (
+                max(len(processes.descriptors(pid)) for pid in some),
+                max(processes.resident_bytes(pid) for pid in some),
+            )
+            for kind, some in pids.items()
+            if some
+        }
+
+    def wait_again(self) -> None:
+        """Waits until no kind of process has more descriptors, or much more memory, than at the start. Idle
+        connections to servers are not leaks, and a load has none."""
+        now: dict[str, tuple[int, int]] = {}
+
+        def again() -> bool:
+            now.clear()
+            try:
+                now.update(self._measure())
+            except FileNotFoundError:  # a process that left meanwhile
+                return False
+            return all(
+                fds <= self._before.get(kind, (fds, 0))[0]
+                and (kind not in self._before or size <= self._before[kind][1] + _GROWTH)
+                for kind, (fds, size) in now.items()
+            )
+
+        try:
+            eventually(again, "as at the start", 10)
+        except AssertionError:
+            raise AssertionError(f"descriptors and bytes were {self._before}, and are {now}") from None

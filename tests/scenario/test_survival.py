@@ -1,0 +1,78 @@
+"""Established WebSockets survive what happens to the processes: every message arrives, once and in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lb.demo.load import Load
+from lb.demo.messages import Terms
+from tests.conftest import StartBalancer
+from tests.harness.chaos import Ordeal, tables, whole
+
+pytestmark = pytest.mark.scenario
+
+LIBRARY = "tests.harness.library_traffic"
+STEADY = Terms(rate=10)
+PACKED = Terms(rate=10, deflate=True)
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    """Clients and servers."""
+    with Load() as made:
+        yield made
+
+
+def go_on(load: Load, messages: int = 200) -> None:
+    """Waits until so many more messages have come, and nothing else has happened."""
+    begun = load.account().received
+    deadline = time.monotonic() + 20
+    while load.account().received < begun + messages and time.monotonic() < deadline:
+        time.sleep(0.05)
+    account = load.account()
+    whole(account)
+    assert account.received >= begun + messages, f"the traffic stands still: {account}"
+
+
+def test_kills_of_random_workers(balancer: StartBalancer, load: Load) -> None:
+    lb = balancer(tables(load, workers=3))
+    ordeal = Ordeal(lb)
+    load.open(lb.port, 40, STEADY)
+    load.open(lb.port, 20, PACKED)
+    for _ in range(6):
+        ordeal.wait_held(60)
+        ordeal.kill()
+        go_on(load)
+    assert lb.status()["restarts"]
+    whole(load.stop())
+    ordeal.assert_nothing_is_left()
+
+
+def test_kills_without_a_pause_in_between(balancer: StartBalancer, load: Load) -> None:
+    """Also a worker that has just begun to take over what its predecessor left."""
+    lb = balancer(tables(load, workers=2))
+    ordeal = Ordeal(lb)
+    load.open(lb.port, 40, STEADY)
+    ordeal.wait_held(40)
+    for _ in range(5):
+        ordeal.kill()
+    go_on(load)
+    whole(load.stop())
+    ordeal.assert_nothing_is_left()
+
+
+def test_kills_with_the_library_at_both_ends(balancer: StartBalancer) -> None:
+    with Load(clients=LIBRARY, serving=LIBRARY) as load:
+        lb = balancer(tables(load, workers=2))
+        ordeal = Ordeal(lb)
+        load.open(lb.port, 10, STEADY)
+        load.open(lb.port, 10, PACKED)
+        for _ in range(3):
+            ordeal.wait_held(20)
+            ordeal.kill()
+            go_on(load, 100)
+        whole(load.stop())
+        ordeal.assert_nothing_is_left()
