@@ -10,10 +10,11 @@ Worker to worker (*hand-over*), batch by batch; the giver has stopped relaying w
     taker   Ready          built, on the taker's ledger as COMING and with its keeper; nothing is relayed
     giver   Go             the giver's entries say GONE: from here on they are the taker's
     taker   Done           they are relayed, and the taker's entries say HELD
-    giver   End            no more
+    giver   End            no more; what was offered and not told to go stays
 
 Where the pair breaks before Go, the giver goes on with what it offered; the taker, or whoever succeeds it,
-asks the giver's states on the ledger whose they are.
+asks the giver's states on the ledger whose they are. A giver that lives always says End before it closes the
+pair, so an end without it says that the giver is dead: then tunnels that are on no ledger are the taker's, too.
 
 Worker to keeper::
 
@@ -94,9 +95,11 @@ class Offer(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The offered tunnels are built. `refused` are indexes of those that are not: they stay the giver's."""
+    """The offered tunnels are built. `refused` are indexes of those that are not: they stay the giver's.
+    `entries` has the taker's entry and serial of each offered one; the entry is -1 where it has none."""
 
     refused: tuple[int, ...] = ()
+    entries: tuple[tuple[int, int], ...] = ()
 
 
 class Go(Message, frozen=True, kw_only=True):
@@ -108,7 +111,7 @@ class Done(Message, frozen=True, kw_only=True):
 
 
 class End(Message, frozen=True, kw_only=True):
-    """No more come."""
+    """No more come; what was offered last, and has not gone, stays the giver's."""
 
 
 # --- keepers -----------------------------------------------------------------------------------------
