@@ -9,6 +9,7 @@ from lb.admin import requests
 from lb.admin.answers import json
 from lb.admin.auth import authenticate, caller
 from lb.admin.events import Events
+from lb.admin.moves import Moves
 from lb.admin.openapi import document
 from lb.admin.operations import EVENT_STREAM, OPERATIONS, PREFIX
 from lb.admin.pools import Pools
@@ -57,6 +58,7 @@ def _handlers(control: Control, events: Events) -> dict[str, Handler]:
         "change_server": pools.change,
         "tunnels": tunnels.page,
         "close_tunnels": tunnels.close,
+        "move_tunnels": Moves(control).move,
         "reload": general.reload,
         "config": general.config,
         "events": events.stream,

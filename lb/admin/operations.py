@@ -10,6 +10,7 @@ from lb.admin.views import (
     ConfigView,
     EventView,
     ListenerView,
+    Moved,
     Nothing,
     PoolView,
     ReloadView,
@@ -18,6 +19,7 @@ from lb.admin.views import (
     ServerView,
     StatusView,
     TunnelClose,
+    TunnelMove,
     TunnelPage,
     WorkerView,
 )
@@ -68,7 +70,12 @@ OPERATIONS: Final = (
     Operation(
         "close_tunnels", "POST", "/tunnels/close", "Close WebSockets with a Close frame to both sides",
         Closed, "tunnels", body=TunnelClose, waits=True,
-        example=TunnelClose(pool="chat", server="10.0.0.11:9000", code=1012, reason="moving"),
+        example=TunnelClose(pool="chat", server="10.0.0.11:9000", code=1012, reason="moving", spread=30.0),
+    ),
+    Operation(
+        "move_tunnels", "POST", "/tunnels/move",
+        "Make a pool's servers even: clients of some WebSockets are asked to come again, and go elsewhere",
+        Moved, "tunnels", body=TunnelMove, waits=True, example=TunnelMove(pool="chat", spread=60.0),
     ),
     Operation(
         "reload", "POST", "/reload",

@@ -13,9 +13,18 @@ from lb.admin.answers import json
 from lb.admin.auth import caller
 from lb.admin.problems import Refused
 from lb.admin.requests import Query
-from lb.admin.views import AdminState, HealthWord, LastCheck, PoolView, ServerChange, ServerView
+from lb.admin.views import (
+    AdminState,
+    AdmissionView,
+    HealthWord,
+    LastCheck,
+    PoolView,
+    ServerChange,
+    ServerView,
+)
 from lb.control.control import Control
 from lb.control.figures import Figures
+from lb.control.rows import PoolFigures
 from lb.control.serverstate import CHECKED, PoolStanding, standing
 from workers.contract.cells import NANOSECONDS, Admin, CheckResult, Health, StateCell
 from workers.contract.snapshot import PoolSpec, ServerSpec, Snapshot
@@ -55,7 +64,9 @@ class Pools:
         pool = self._pool(request)
         index = _index(request, pool)
         server = pool.servers[index]
-        wanted = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+        _check(change)
+        asked = msgspec.structs.asdict(change).items()
+        wanted = {name: value for name, value in asked if value is not None and value is not False}
         self._control.log.info(
             "server changed", pool=pool.name, server=server.name, by=caller(request), **wanted
         )
@@ -63,7 +74,9 @@ class Pools:
         if change.weight is not None:
             states.set_weight(pool.name, server, None if change.weight < 0 else change.weight)
         if change.admin is not None:
-            states.set_admin(pool.name, server, _ADMIN_OF[change.admin])
+            spread = self._control.snapshot.drain.spread if change.spread is None else change.spread
+            spread_or_none = None if change.keep_tunnels else spread
+            states.set_admin(pool.name, server, _ADMIN_OF[change.admin], spread_or_none)
         return json(_Pool.look(self._control, pool).server(index))
 
     def _pool(self, request: web.Request) -> PoolSpec:
@@ -72,6 +85,14 @@ class Pools:
             if pool.name == name:
                 return pool
         raise Refused(404, f"there is no pool {name}; /api/v1/pools lists them")
+
+
+def _check(change: ServerChange) -> None:
+    """Raises `Refused` where `change` says something about tunnels that stay as they are."""
+    if change.admin != "drain" and (change.spread is not None or change.keep_tunnels):
+        raise Refused(422, 'spread and keep_tunnels go with admin = "drain"')
+    if change.keep_tunnels and change.spread is not None:
+        raise Refused(422, "keep_tunnels leaves the tunnels alone: leave out one of it and spread")
 
 
 def _index(request: web.Request, pool: PoolSpec) -> int:
@@ -117,6 +138,7 @@ class _Pool(NamedTuple):
             queued=figures.queued,
             retries=figures.retries,
             routes=tuple(route.name for route in snapshot.routes if route.pool == spec.name),
+            admission=_admission(spec, figures),
         )
 
     def server(self, index: int) -> ServerView:
@@ -181,6 +203,19 @@ class _Pool(NamedTuple):
             return None
         result = CheckResult(self.control.states.get(spec, StateCell.LAST_RESULT))
         return LastCheck(result=result.name.lower(), detail=CHECKED[result], at=self._unix(at), seconds=0.0)
+
+
+def _admission(spec: PoolSpec, figures: PoolFigures) -> AdmissionView | None:
+    if spec.admission is None:
+        return None
+    return AdmissionView(
+        rate=spec.admission.rate,
+        burst=spec.admission.burst,
+        queue=spec.admission.queue,
+        waiting=figures.admission_queued,
+        admitted=figures.admitted,
+        refused=figures.admission_refused,
+    )
 
 
 def _address(spec: ServerSpec) -> str:

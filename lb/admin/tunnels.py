@@ -169,7 +169,9 @@ class Tunnels:
 
     def _orders(self, asked: TunnelClose, where: TunnelFilter) -> list[tuple[int, CloseTunnels]]:
         """What to tell which worker slot. Tunnels of a process that is gone are closed already."""
-        order = CloseTunnels(request=0, where=where, code=asked.code, reason=asked.reason)
+        order = CloseTunnels(
+            request=0, where=where, code=asked.code, reason=asked.reason, spread=asked.spread
+        )
         if not asked.ids:
             return [(worker.slot, order) for worker in self._workers()]
         pids = {worker.slot: worker.pid for worker in self._workers()}
@@ -198,7 +200,7 @@ class Tunnels:
         self._control.events.add(
             "tunnels-closed",
             f"{closed.count} tunnels are being closed with {asked.code}, asked for by {by}",
-            by=by, count=closed.count, code=asked.code, **conditions,
+            by=by, count=closed.count, code=asked.code, spread=asked.spread, **conditions,
         )  # fmt: skip
 
 
@@ -276,7 +278,12 @@ def _check(asked: TunnelClose) -> None:
         raise Refused(422, "all = true closes every tunnel: give conditions, or all, not both")
     if not asked.all and not conditions:
         raise Refused(422, "say which tunnels: ids, route, pool, server, client, older, idle, or all = true")
-    if not any(low["minimum"] <= asked.code <= low["maximum"] for low in CLOSE_CODES):
-        raise Refused(422, f"{asked.code} is no code that a Close frame may carry (RFC 6455, section 7.4)")
-    if len(asked.reason.encode("utf-8", "surrogatepass")) > MAX_REASON:
+    check_close(asked.code, asked.reason)
+
+
+def check_close(code: int, reason: str) -> None:
+    """Raises `Refused` where a Close frame can't say this."""
+    if not any(low["minimum"] <= code <= low["maximum"] for low in CLOSE_CODES):
+        raise Refused(422, f"{code} is no code that a Close frame may carry (RFC 6455, section 7.4)")
+    if len(reason.encode("utf-8", "surrogatepass")) > MAX_REASON:
         raise Refused(422, f"reason is longer than {MAX_REASON} bytes (RFC 6455, section 5.5)")

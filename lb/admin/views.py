@@ -18,6 +18,7 @@ HealthWord = Literal["up", "down", "unknown"]
 
 MAX_WEIGHT: Final = 1000  # as in the configuration
 MAX_SECONDS: Final = 1e9
+MAX_SPREAD: Final = 86_400.0
 # The codes that one who sends a Close frame may choose.
 CLOSE_CODES: Final = (
     {"minimum": 1000, "maximum": 1003},
@@ -81,6 +82,17 @@ class ServerView(View, frozen=True, kw_only=True):
     tunnels_by_worker: dict[str, int]  # by worker slot
 
 
+class AdmissionView(View, frozen=True, kw_only=True):
+    """How a pool's WebSocket handshakes are let through."""
+
+    rate: float  # a second
+    burst: int
+    queue: int  # that may wait
+    waiting: int
+    admitted: int
+    refused: int
+
+
 class PoolView(View, frozen=True, kw_only=True):
     """One pool. `panic` says that too few servers are usable and all are used."""
 
@@ -92,6 +104,7 @@ class PoolView(View, frozen=True, kw_only=True):
     queued: int
     retries: int
     routes: tuple[str, ...]
+    admission: AdmissionView | None  # None: as they come
 
 
 class RouteView(View, frozen=True, kw_only=True):
@@ -110,6 +123,7 @@ class RouteView(View, frozen=True, kw_only=True):
     server_messages: int
     handshakes: dict[str, int]  # by result
     errors: int  # requests answered with 5xx
+    ping_timeouts: int  # tunnels closed since a side did not answer a ping
 
 
 class CertificateView(View, frozen=True, kw_only=True):
@@ -138,11 +152,15 @@ class WorkerView(View, frozen=True, kw_only=True):
 
     slot: int
     pid: int
-    state: str  # starting, loading, serving, leaving
+    state: str  # starting, loading, serving, caretaking (for a dead one's tunnels), leaving
     uptime: float
     generation: int
     connections: int
     tunnels: int
+    crash_safe: int  # tunnels that would outlive it
+    movable: int  # tunnels that can be handed to another worker
+    closing: int  # tunnels that wait for their turn to be closed politely
+    keeper_pid: int  # of the process that holds its tunnels for its successor; 0: there is none
     accepted: int
     requests: int
     loop_lag: float
@@ -163,13 +181,24 @@ class ReloadView(View, frozen=True, kw_only=True):
     at: float
 
 
+class UpgradeView(View, frozen=True, kw_only=True):
+    """How an upgrade in place ended, from the version `before` to `after`."""
+
+    ok: bool
+    before: str
+    after: str
+    error: str
+    seconds: float
+    at: float
+
+
 class StatusView(View, frozen=True, kw_only=True):
     """The whole in one answer: what `lb top` and the dashboard ask for again and again."""
 
     version: str
     pid: int
     config: str
-    state: str  # starting, serving, reloading, stopping
+    state: str  # starting, serving, reloading, upgrading, stopping
     ready: bool
     problems: tuple[str, ...]  # what an operator should know now, most important first
     time: float
@@ -179,7 +208,12 @@ class StatusView(View, frozen=True, kw_only=True):
     reloads_succeeded: int
     reloads_failed: int
     last_reload: ReloadView | None
+    upgrades_succeeded: int
+    upgrades_failed: int
+    last_upgrade: UpgradeView | None
     restarts: dict[str, int]
+    keeper_restarts: dict[str, int]
+    migrations: dict[str, dict[str, int]]  # tunnels that changed hands, by reason and result
     workers: tuple[WorkerView, ...]
     listeners: tuple[ListenerView, ...]
     routes: tuple[RouteView, ...]
@@ -220,9 +254,17 @@ class TunnelPage(View, frozen=True, kw_only=True):
 
 
 class Closed(View, frozen=True, kw_only=True):
-    """How many tunnels are being closed."""
+    """How many tunnels are being closed, or will be within the spread."""
 
     count: int
+    missing: tuple[int, ...]
+
+
+class Moved(View, frozen=True, kw_only=True):
+    """How many tunnels are being moved; `servers` says from which."""
+
+    count: int
+    servers: dict[str, int]
     missing: tuple[int, ...]
 
 
@@ -245,9 +287,13 @@ class EventView(View, frozen=True, kw_only=True):
 
 
 class ServerChange(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the operator wants of a server; `None` leaves it. `weight` -1 goes back to the configured."""
+    """What the operator wants of a server; `None` leaves it. `weight` -1 goes back to the configured. With
+    `admin` "drain" its tunnels are asked to move, evenly over `spread` seconds (`None`: as `drain.spread` is
+    configured), unless `keep_tunnels` is set."""
 
     admin: AdminState | None = None
+    spread: Annotated[float, Meta(ge=0, le=MAX_SPREAD)] | None = None
+    keep_tunnels: bool = False
     weight: Annotated[int, Meta(ge=-1, le=MAX_WEIGHT)] | None = None
 
 
@@ -265,6 +311,22 @@ class TunnelClose(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
     idle: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
     all: bool = False
     code: Annotated[int, Meta(ge=1000, le=4999, extra_json_schema={"anyOf": CLOSE_CODES})] = 1001
+    reason: Annotated[str, Meta(max_length=123)] = ""
+    spread: Annotated[float, Meta(ge=0, le=MAX_SPREAD)] = 0.0
+
+
+class TunnelMove(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which tunnels of `pool` are to move: `count` of them, or as many as make its servers even by weight;
+    from `server`, or from those that have more than their share; to the server `to`, or to where the pool's
+    balance leads. They are closed evenly over `spread` seconds (`None`: as `drain.spread` is configured) with
+    `code` (`None`: `drain.close_code`)."""
+
+    pool: Annotated[str, Meta(min_length=1, max_length=1024)]
+    server: Word = ""
+    to: Word = ""
+    count: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    spread: Annotated[float, Meta(ge=0, le=MAX_SPREAD)] | None = None
+    code: Annotated[int, Meta(ge=1000, le=4999, extra_json_schema={"anyOf": CLOSE_CODES})] | None = None
     reason: Annotated[str, Meta(max_length=123)] = ""
 
 

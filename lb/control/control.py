@@ -12,7 +12,7 @@ from lb.master.report import Outcome, StatusReport
 from workers.contract.bells import Bells
 from workers.contract.cells import CheckResult
 from workers.contract.errorlog import ErrorLog
-from workers.contract.messages import CloseTunnels, ListTunnels, Tunnels, TunnelsClosed
+from workers.contract.messages import CloseTunnels, ListTunnels, MoveTunnels, Tunnels, TunnelsClosed
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.snapshot import Snapshot
 
@@ -50,7 +50,7 @@ class Control(Protocol):
     async def list_tunnels(self, slot: int, what: ListTunnels) -> Tunnels:
         """Asks the worker in `slot`; `what.request` is set here. Raises `Unanswered`."""
 
-    async def close_tunnels(self, slot: int, what: CloseTunnels) -> TunnelsClosed:
+    async def close_tunnels(self, slot: int, what: CloseTunnels | MoveTunnels) -> TunnelsClosed:
         """Tells the worker in `slot`; `what.request` is set here. Raises `Unanswered`."""
 
     def discovered(self, discovery: Discovery) -> None:

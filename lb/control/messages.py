@@ -9,7 +9,15 @@ from typing import Final
 import msgspec
 
 from lb.master.report import Outcome, StatusReport
-from workers.contract.messages import CloseTunnels, ListTunnels, Message, Tunnels, TunnelsClosed, receive_any
+from workers.contract.messages import (
+    CloseTunnels,
+    ListTunnels,
+    Message,
+    MoveTunnels,
+    Tunnels,
+    TunnelsClosed,
+    receive_any,
+)
 
 MAX_EVENT_TEXT: Final = 1024
 MAX_EVENT_FIELDS: Final = 16
@@ -107,7 +115,7 @@ class AskWorker(Message, frozen=True, kw_only=True):
 
     request: int
     slot: int
-    what: ListTunnels | CloseTunnels
+    what: ListTunnels | CloseTunnels | MoveTunnels
 
 
 class Discovered(Message, frozen=True, kw_only=True):

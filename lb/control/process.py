@@ -35,7 +35,7 @@ from workers.contract import snapshot as snapshots
 from workers.contract.bells import Bells
 from workers.contract.cells import ControlCell
 from workers.contract.errorlog import ErrorLog
-from workers.contract.messages import CloseTunnels, ListTunnels, Tunnels, TunnelsClosed
+from workers.contract.messages import CloseTunnels, ListTunnels, MoveTunnels, Tunnels, TunnelsClosed
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.snapshot import Snapshot
 
@@ -96,7 +96,7 @@ class ControlProcess:
         answer = await self._requests.worker(slot, what)
         return answer.tunnels or Tunnels(request=0, tunnels=(), total=0, more=False)
 
-    async def close_tunnels(self, slot: int, what: CloseTunnels) -> TunnelsClosed:
+    async def close_tunnels(self, slot: int, what: CloseTunnels | MoveTunnels) -> TunnelsClosed:
         """Tells the worker in `slot`. Raises `Unanswered`."""
         answer = await self._requests.worker(slot, what)
         return answer.closed or TunnelsClosed(request=0, count=0)

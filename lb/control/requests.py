@@ -10,7 +10,7 @@ from lb.control.channel import Channel
 from lb.control.control import Unanswered
 from lb.control.messages import AskReload, AskWorker, Reloaded, WorkerAnswer
 from lb.master.report import Outcome
-from workers.contract.messages import CloseTunnels, ListTunnels, Message
+from workers.contract.messages import CloseTunnels, ListTunnels, Message, MoveTunnels
 
 MAX_PENDING: Final = 1024
 RELOAD_TIME: Final = 60.0  # one that is under way, and then its own
@@ -32,7 +32,7 @@ class Requests:
         """Raises `Unanswered`."""
         return await self._ask(self._reloads, lambda number: AskReload(request=number), RELOAD_TIME)
 
-    async def worker(self, slot: int, what: ListTunnels | CloseTunnels) -> WorkerAnswer:
+    async def worker(self, slot: int, what: ListTunnels | CloseTunnels | MoveTunnels) -> WorkerAnswer:
         """Raises `Unanswered`, also where the master says why there is no answer."""
         answer = await self._ask(
             self._workers, lambda number: AskWorker(request=number, slot=slot, what=what), WORKER_TIME

@@ -81,6 +81,8 @@ def _word(
     if known.admin == Admin.MAINT:
         return "maint", "in maintenance: it gets nothing new"
     if known.admin == Admin.DRAIN:
+        if states.empty_by(server):
+            return "drain", "it drains: tunnels are asked to move, sticky sessions stay, nothing else comes"
         return "drain", "it drains: sticky sessions and tunnels stay, nothing else comes"
     if known.health == Health.DOWN:
         result = CheckResult(states.get(server, StateCell.LAST_RESULT))

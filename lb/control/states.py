@@ -89,12 +89,17 @@ class ServerStates:
         text = f"{pool}/{server.name} is {word}" + (f": {why}" if why else "")
         self._events.add(f"server-{word}", text, pool=pool, server=server.name, why=why)
 
-    def set_admin(self, pool: str, server: ServerSpec, admin: Admin) -> None:
-        """The operator wants something else. What shall be ready is not left out any longer, either."""
+    def set_admin(self, pool: str, server: ServerSpec, admin: Admin, spread: float | None = None) -> None:
+        """The operator wants something else. What shall be ready is not left out any longer, either. A server
+        that drains is to be empty in `spread` seconds, its tunnels closed politely; `None`: they stay."""
         if admin is Admin.READY:
             self._release(pool, server)
         before = self.admin(server)
+        emptied = self._set_empty_by(server, spread if admin is Admin.DRAIN else None)
         if admin is before:
+            if emptied:
+                self._changed(server)
+                self._tell_empty(pool, server, spread)
             return
         if admin is Admin.READY:
             self._set(server, StateCell.RETURNED, time.monotonic_ns())
@@ -108,6 +113,26 @@ class ServerStates:
             server=server.name,
             admin=word,
         )
+        if emptied and admin is Admin.DRAIN:
+            self._tell_empty(pool, server, spread)
+
+    def _set_empty_by(self, server: ServerSpec, spread: float | None) -> bool:
+        """When the server shall have no tunnels any more; whether that is something new."""
+        before = self.get(server, StateCell.EMPTY_BY)
+        if spread is None:
+            self._set(server, StateCell.EMPTY_BY, 0)
+            return before != 0
+        self._set(server, StateCell.EMPTY_BY, time.monotonic_ns() + int(spread * NANOSECONDS))
+        return True
+
+    def _tell_empty(self, pool: str, server: ServerSpec, spread: float | None) -> None:
+        text = f"{pool}/{server.name}: "
+        text += "its tunnels stay" if spread is None else f"its tunnels are asked to move within {spread:g}s"
+        self._events.add("server-admin", text, pool=pool, server=server.name, spread=spread or 0.0)
+
+    def empty_by(self, server: ServerSpec) -> float:
+        """When the server shall have no tunnels any more, in monotonic seconds; 0.0: they stay."""
+        return self.get(server, StateCell.EMPTY_BY) / NANOSECONDS
 
     def set_weight(self, pool: str, server: ServerSpec, weight: int | None) -> None:
         """The operator wants another weight; `None` goes back to the configured one."""

@@ -11,7 +11,7 @@ from lb.master.control_process import ControlProcess
 from lb.master.fleet import Fleet
 from lb.master.loop import Loop, Timer
 from lb.master.worker_process import Phase, WorkerProcess
-from workers.contract.messages import MAX_BYTES, CloseTunnels, Tunnels, TunnelsClosed
+from workers.contract.messages import MAX_BYTES, CloseTunnels, MoveTunnels, Tunnels, TunnelsClosed
 
 MAX_PENDING: Final = 1024
 ANSWER_TIME: Final = 5.0
@@ -26,7 +26,7 @@ class _Question(NamedTuple):
     timer: Timer
 
 
-def _wrong(order: CloseTunnels) -> str:
+def _wrong(order: CloseTunnels | MoveTunnels) -> str:
     """Why `order` can't be carried out (RFC 6455, 5.5 and 7.4): a worker would only find out while it writes
     the frame."""
     if not 1000 <= order.code <= 4999:
@@ -55,7 +55,7 @@ class Questions:
             error = f"worker {message.slot} does not serve"
         elif len(self._pending) >= MAX_PENDING:
             error = "too many questions wait for the workers' answers"
-        elif isinstance(message.what, CloseTunnels):
+        elif isinstance(message.what, (CloseTunnels, MoveTunnels)):
             error = _wrong(message.what)
         if worker is None or error:
             asker.send(WorkerAnswer(request=message.request, slot=message.slot, error=error))

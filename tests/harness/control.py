@@ -17,7 +17,7 @@ from lb.master.report import Outcome, ReloadReport, StatusReport
 from workers.contract.bells import Bells
 from workers.contract.cells import ServerCell, WorkerCell
 from workers.contract.errorlog import ErrorLog
-from workers.contract.messages import CloseTunnels, ListTunnels, Tunnels, TunnelsClosed
+from workers.contract.messages import CloseTunnels, ListTunnels, MoveTunnels, Tunnels, TunnelsClosed
 from workers.contract.scoreboard import Capacity, Scoreboard
 from workers.contract.snapshot import PoolSpec, ServerSpec, Snapshot
 
@@ -47,7 +47,7 @@ class StandInControl:
         self.reloads = 0
         self.tunnels: dict[int, Tunnels] = {}  # what the worker in a slot answers; missing: nothing
         self.closed: dict[int, TunnelsClosed] = {}
-        self.asked: list[tuple[int, ListTunnels | CloseTunnels]] = []
+        self.asked: list[tuple[int, ListTunnels | CloseTunnels | MoveTunnels]] = []
         self.discoveries: list[Discovery] = []
         self.undiscovered: list[str] = []
         self.late: list[str] = []
@@ -89,7 +89,7 @@ class StandInControl:
             raise Unanswered(f"worker {slot} does not answer")
         return self.tunnels[slot]
 
-    async def close_tunnels(self, slot: int, what: CloseTunnels) -> TunnelsClosed:
+    async def close_tunnels(self, slot: int, what: CloseTunnels | MoveTunnels) -> TunnelsClosed:
         """Answers `closed[slot]`."""
         self.asked.append((slot, what))
         if slot not in self.closed:

@@ -18,6 +18,7 @@ from workers.contract.cells import WorkerCell
 from workers.contract.messages import (
     CloseTunnels,
     ListTunnels,
+    MoveTunnels,
     TunnelFilter,
     TunnelReport,
     Tunnels,
@@ -68,10 +69,12 @@ class Workers(StandInControl):
             more=len(left) > len(some),
         )
 
-    async def close_tunnels(self, slot: int, what: CloseTunnels) -> TunnelsClosed:
+    async def close_tunnels(self, slot: int, what: CloseTunnels | MoveTunnels) -> TunnelsClosed:
         self.asked.append((slot, what))
         if slot in self.silent:
             raise Unanswered(f"worker {slot} does not answer")
+        if isinstance(what, MoveTunnels):
+            return TunnelsClosed(request=0, count=what.count)
         there = self.numbers[slot]
         wanted = what.where.numbers
         return TunnelsClosed(request=0, count=len(set(there) & set(wanted)) if wanted else len(there))
