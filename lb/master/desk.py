@@ -31,7 +31,7 @@ from lb.master.fleet import Fleet
 from lb.master.loop import Loop
 from lb.master.questions import Questions
 from lb.master.reload import Reloader
-from lb.master.report import Outcome, StatusReport
+from lb.master.report import Outcome, StatusReport, UpgradeOutcome
 from lb.master.worker_process import WorkerProcess
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import MAX_BYTES, Reclaimed, Tunnels, TunnelsClosed
@@ -64,6 +64,21 @@ class Desk:
         self._count = 0  # of all events that ever were
         self._there: ControlProcess | None = None
         self._telling = False
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The last ones."""
+        return tuple(self._events)
+
+    @property
+    def event_count(self) -> int:
+        """How many there ever were."""
+        return self._count
+
+    def restore(self, events: Iterable[Event], count: int) -> None:
+        """Goes on where a predecessor of this process ended."""
+        self._events.extend(events)
+        self._count = count
 
     # --- what the control process says -------------------------------------------------------------------
 
@@ -171,6 +186,16 @@ class Desk:
             self.happened("reload-failed", f"reload failed: {first}", error=first, **fields)
         self._tell()  # at once: who asked for the reload looks at it next
 
+    def upgraded(self, outcome: UpgradeOutcome) -> None:
+        """An upgrade is over."""
+        fields = {"before": outcome.before, "after": outcome.after, "seconds": outcome.seconds}
+        if outcome.ok:
+            self.happened("upgrade", f"upgraded from {outcome.before} to {outcome.after}", **fields)
+        else:
+            first = clean(outcome.error.partition("\n")[0], _MAX_LINE)
+            self.happened("upgrade-failed", f"upgrade failed: {first}", error=first, **fields)
+        self._tell()
+
     def control_ended(self, pid: int, cause: str) -> None:
         """The control process itself; its successor tells it."""
         self._there = None
@@ -234,4 +259,10 @@ def brief_report(report: StatusReport) -> StatusReport:
     """`report` in what fits into a message."""
     last = report.reloads.last
     reloads = msgspec.structs.replace(report.reloads, last=None if last is None else brief(last))
-    return msgspec.structs.replace(report, config=clean(report.config, _MAX_ERROR), reloads=reloads)
+    last_upgrade = report.upgrades.last
+    if last_upgrade is not None:
+        last_upgrade = msgspec.structs.replace(last_upgrade, error=clean(last_upgrade.error, _MAX_ERROR))
+    upgrades = msgspec.structs.replace(report.upgrades, last=last_upgrade)
+    return msgspec.structs.replace(
+        report, config=clean(report.config, _MAX_ERROR), reloads=reloads, upgrades=upgrades
+    )

@@ -4,6 +4,7 @@ and the control process's."""
 from __future__ import annotations
 
 import pathlib
+import socket
 
 from lb.master import command, places
 from lb.master.deployment import DeployError, Deployment
@@ -34,6 +35,29 @@ class Holdings:
         except StartError:
             self.release()
             raise
+
+    @classmethod
+    def inherited(
+        cls,
+        listeners: Listeners,
+        services: Services,
+        pid_file: PidFile | None,
+        command: tuple[pathlib.Path, socket.socket],
+        deployment: Deployment,
+    ) -> Holdings:
+        """What this very process held before it executed itself anew."""
+        holdings = cls.__new__(cls)
+        holdings.listeners = listeners
+        holdings.services = services
+        holdings._pid_file = pid_file
+        holdings.command_path, holdings.command_socket = command
+        holdings.deployment = deployment
+        return holdings
+
+    @property
+    def pid_file(self) -> PidFile | None:
+        """Where the configuration asks for one."""
+        return self._pid_file
 
     def _open_rest(self, plan: Plan) -> None:
         try:

@@ -51,6 +51,12 @@ class Keepers:
         """Those that keep, by slot."""
         return self._keepers
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether one comes, goes, or puts things in order."""
+        keepers = self._keepers.values()
+        return bool(self._leaving) or any(not one.ready or one.settling is not None for one in keepers)
+
     def pid(self, slot: int) -> int:
         """The process id of the keeper of `slot`; 0 where there is none."""
         keeper = self._keepers.get(slot)

@@ -80,6 +80,7 @@ class Reloader:
         self.history = History(log)
         self._reopen = False
         self._open = False
+        self._paused = ""  # why requests have to wait
         self._closed = ""  # why nothing is served any more
 
     @property
@@ -96,12 +97,13 @@ class Reloader:
 
     def open(self) -> None:
         """The first start is over: serves what was asked meanwhile, and whatever comes."""
-        self._open = True
+        self._open, self._paused = True, ""
         self._soon()
 
-    def pause(self) -> None:
-        """What is asked from now on waits for `open`; what goes on comes to its end."""
-        self._open = False
+    def pause(self, why: str) -> None:
+        """What goes on comes to its end. Until `open`, reloads are refused to those who wait for the
+        outcome, and so are other numbers of workers; what else is asked waits."""
+        self._open, self._paused = False, why
 
     @property
     def attempt(self) -> int:
@@ -110,15 +112,19 @@ class Reloader:
 
     def request(self, reply: Reply | None = None) -> None:
         """Asks for a reload of the file; `reply` gets the outcome."""
-        if self._closed:
+        refusal = self._closed or self._paused
+        if refusal and (self._closed or reply is not None):
             if reply is not None:
-                reply(self._outcome(error=self._closed))
+                reply(self._outcome(error=refusal))
             return
         self._wishes.reload(reply)
         self._soon()
 
     def scale(self, delta: int) -> None:
         """Asks for `delta` workers more (less, where it is negative)."""
+        if self._paused:
+            self._log.warning("the number of workers stays", reason=self._paused)
+            return
         self._wishes.scale(delta)
         self._soon()
 
