@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import socket
 import time
 import traceback
@@ -20,11 +19,11 @@ from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
 from workers.contract.trust import TlsSetupError, server_name
-from workers.core.descriptors import connection_cap
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io import tunnel_desk
 from workers.io.endpoint import Endpoint
+from workers.io.handover import Handovers
 from workers.io.journal import Journal
 from workers.io.keeping import Keeping
 from workers.io.listening import Acceptor, Listener
@@ -34,6 +33,7 @@ from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
 from workers.io.returns import Returns
 from workers.io.tls import TlsStream
+from workers.io.transfer import Transfer
 
 if TYPE_CHECKING:
     import ssl
@@ -76,11 +76,11 @@ class Worker:
         self.random_bits = random.Random().getrandbits
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
-        self.most_connections = connection_cap(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.clients: set[Client] = set()
         self._last_tunnel = 0
         self.pacer = Pacer(self)
         self.returns = Returns(self)
+        self.handovers = Handovers(self, self._say)
         self.untold: list[Pipe] = []  # directions of tunnels whose figures the scoreboard has not yet
         self.listeners: dict[str, Listener] = {}
         self.acceptors: list[Acceptor] = []
@@ -126,7 +126,7 @@ class Worker:
         trace = "".join(traceback.format_exception(error)[-3:])
         self.log.error("fault in the worker", error=repr(error), trace=trace)
         owner = getattr(callback, "__self__", None)
-        if isinstance(owner, (Endpoint, Pipe)):
+        if isinstance(owner, (Endpoint, Pipe, Transfer)):
             try:
                 owner.abandon()
             except Exception as second:  # whatever state the first one left behind
@@ -178,6 +178,7 @@ class Worker:
         self.wheel.advance(now)
         self.keeping.tick()
         self.pacer.turn()
+        self.handovers.tick()
         if self.current is not None:
             self._look_around(self.current)
         if self.journal is not None:
@@ -250,6 +251,10 @@ class Worker:
                 self.stop(grace, hand_over=hand_over)
             case messages.Keep(reclaim=reclaim):
                 self._keep(fds, reclaim)
+            case messages.Give():
+                self.handovers.give(message, fds)
+            case messages.Take():
+                self.handovers.take(message, fds)
             case messages.ListTunnels():
                 self._say(tunnel_desk.page(self.tunnels, message, time.monotonic()))
             case messages.CloseTunnels():
@@ -359,16 +364,19 @@ class Worker:
         self._look_for_end(time.monotonic())
 
     def _look_for_end(self, now: float) -> None:
-        if now >= self._deadline:
+        late = now >= self._deadline
+        if late:
+            self.handovers.abort("the worker stops")
             for tunnel in tuple(self.tunnels.values()):
                 tunnel.stop()
             for client in tuple(self.clients):
                 client.abandon()
-        if not self.clients and not self.tunnels:
+        if not self.clients and not self.tunnels and (late or not self.handovers.busy):
             self.loop.stop()
 
     def close(self) -> None:
         """Lets go of what is left when the loop has ended: idle connections and the log."""
+        self.handovers.abort("the worker ended")
         if self.current is not None:
             for pool in self.current.pools.values():
                 pool.retire({})
