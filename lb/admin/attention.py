@@ -24,7 +24,9 @@ def problems(control: Control, seen: StatusView, figures: Figures) -> tuple[str,
     found = [
         *_workers(seen),
         *_pools(seen.pools),
+        *_keepers(seen),
         *_reload(seen),
+        *_upgrade(seen),
         *_certificates(seen.listeners, seen.time),
         *control.check_problems(),
         *_discovery(control),
@@ -49,6 +51,22 @@ def _workers(seen: StatusView) -> Iterator[str]:
     serving = sum(worker.state == "serving" and not worker.wedged for worker in seen.workers)
     if serving < seen.workers_wanted:
         yield f"{serving} of {seen.workers_wanted} workers serve; the error log says why"
+
+
+def _keepers(seen: StatusView) -> Iterator[str]:
+    for worker in seen.workers:
+        if worker.state == "serving" and worker.movable and not worker.keeper_pid:
+            yield (
+                f"worker {worker.slot} has no keeper: its {worker.tunnels} tunnels would not outlive it;"
+                " the error log says why"
+            )
+
+
+def _upgrade(seen: StatusView) -> Iterator[str]:
+    last = seen.last_upgrade
+    if last is not None and not last.ok:
+        first = last.error.strip().partition("\n")[0]
+        yield f"the last upgrade failed, version {last.before} serves on: {first}"
 
 
 def _pools(pools: tuple[PoolView, ...]) -> Iterator[str]:

@@ -12,7 +12,15 @@ from lb.admin import pools, requests
 from lb.admin.answers import json
 from lb.admin.attention import problems
 from lb.admin.requests import Query
-from lb.admin.views import CertificateView, ListenerView, ReloadView, RouteView, StatusView, WorkerView
+from lb.admin.views import (
+    CertificateView,
+    ListenerView,
+    ReloadView,
+    RouteView,
+    StatusView,
+    UpgradeView,
+    WorkerView,
+)
 from lb.control import processes
 from lb.control.control import Control
 from lb.control.figures import Figures
@@ -57,6 +65,7 @@ def view(control: Control) -> StatusView:
     """The whole. All of it is of one moment, as far as figures that others write can be."""
     report = control.status
     figures = Figures(control.board, control.snapshot)
+    upgrade = report.upgrades.last
     seen = StatusView(
         version=report.version,
         pid=report.pid,
@@ -71,7 +80,12 @@ def view(control: Control) -> StatusView:
         reloads_succeeded=report.reloads.succeeded,
         reloads_failed=report.reloads.failed,
         last_reload=None if report.reloads.last is None else reload_view(report.reloads.last),
+        upgrades_succeeded=report.upgrades.succeeded,
+        upgrades_failed=report.upgrades.failed,
+        last_upgrade=None if upgrade is None else msgspec.convert(upgrade, UpgradeView, from_attributes=True),
         restarts=report.restarts,
+        keeper_restarts=report.keeper_restarts,
+        migrations=_migrations(figures),
         workers=workers(control, figures),
         listeners=listeners(control, figures),
         routes=routes(control, figures),
@@ -79,6 +93,13 @@ def view(control: Control) -> StatusView:
         control_pid=os.getpid(),
     )
     return msgspec.structs.replace(seen, problems=problems(control, seen, figures))
+
+
+def _migrations(figures: Figures) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (reason, result), count in figures.migrations.items():
+        found.setdefault(reason, {})[result] = count
+    return found
 
 
 def reload_view(outcome: Outcome) -> ReloadView:
@@ -113,6 +134,10 @@ def _worker(report: WorkerReport, figure: WorkerFigures | None) -> WorkerView:
         generation=0 if ours is None else ours.generation,
         connections=0 if ours is None else ours.connections,
         tunnels=0 if ours is None else ours.tunnels,
+        crash_safe=0 if ours is None else ours.crash_safe,
+        movable=0 if ours is None else ours.movable,
+        closing=0 if ours is None else ours.paced,
+        keeper_pid=report.keeper_pid,
         accepted=0 if figure is None else figure.accepted,
         requests=0 if figure is None else figure.requests,
         loop_lag=round(lag, 6),
@@ -172,4 +197,5 @@ def _route(spec: RouteSpec, figures: Figures) -> RouteView:
         server_messages=figure.server_messages,
         handshakes=figure.handshakes,
         errors=sum(count for (_, status), count in figure.requests_by.items() if 500 <= status <= 599),
+        ping_timeouts=figure.ping_timeouts,
     )

@@ -23,7 +23,7 @@ _STOP_TIMEOUT: Final = 3600.0
 # A status is wanted at once, with the control process or without.
 _STATUS_TIMEOUT: Final = 3.0
 # What the admin API adds to the master's report.
-_ADDED: Final = ("ready", "problems", "routes", "pools")
+_ADDED: Final = ("ready", "problems", "routes", "pools", "migrations")
 
 
 def reload(arguments: argparse.Namespace) -> int:

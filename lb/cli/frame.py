@@ -24,6 +24,7 @@ _STYLES: Final = {
     "unchecked": "green",
     "starting": "cyan",
     "loading": "cyan",
+    "caretaking": "cyan",
     "drain": "yellow",
     "maint": "yellow",
     "leaving": "yellow",
@@ -108,6 +109,9 @@ def _figures(shown: Shown) -> Text:
     tunnels = sum(worker.tunnels for worker in view.workers)
     lag = max((worker.loop_lag for worker in view.workers), default=0.0)
     queued = sum(pool.queued for pool in view.pools)
+    admission = sum(pool.admission.waiting for pool in view.pools if pool.admission is not None)
+    closing = sum(worker.closing for worker in view.workers)
+    moved = rates.migrations()
     for figure, unit, style in (
         (_rate(rates.requests()), "req/s", "bold"),
         (_rate(errors), "err/s", "bold red" if errors else "bold"),
@@ -115,6 +119,9 @@ def _figures(shown: Shown) -> Text:
         (_rate(rates.messages()), "msg/s", "bold"),
         (_size_rate(rates.bytes()), "", "bold"),
         (f"{lag * 1000:.0f} ms", "lag", "bold red" if lag > 1 else "bold"),
+        (_rate(moved) if moved else "", "moved/s", "bold cyan"),
+        (str(closing) if closing else "", "closing", "bold yellow"),
+        (str(admission) if admission else "", "wait for admission", "bold yellow"),
         (str(queued) if queued else "", "queued", "bold red"),
     ):
         if figure:
@@ -165,12 +172,14 @@ def _worker_columns(rates: Rates) -> list[Column[WorkerView]]:
         Column("state", 9, _worker_state, _WHOLE, lambda worker: _STYLES.get(_worker_state(worker), "")),
         Column("conns", 7, lambda worker: str(worker.connections)),
         Column("tunnels", 8, lambda worker: str(worker.tunnels)),
+        Column("safe", 4, lambda worker: str(worker.crash_safe)),
         Column("req/s", 8, lambda worker: _rate(rates.worker(worker, "requests"))),
         Column("cpu", 6, lambda worker: _share(rates.worker(worker, "cpu_seconds"))),
         Column("memory", 5, lambda worker: size(worker.memory_bytes)),
         Column("lag", 5, lambda worker: f"{worker.loop_lag * 1000:.0f} ms"),
         Column("files", 3, lambda worker: str(worker.open_files)),
         Column("up", 2, lambda worker: duration(worker.uptime)),
+        Column("keeper", 0, lambda worker: str(worker.keeper_pid or "-")),
         Column("config", 1, lambda worker: str(worker.generation)),
     ]
 

@@ -20,6 +20,7 @@ class Rates:
         seconds = now.time - before.time
         self._seconds = seconds if seconds >= _SHORTEST else 0.0
         self._now = now
+        self._before = before
         self._routes = {route.name: route for route in before.routes}
         self._workers = {(worker.slot, worker.pid): worker for worker in before.workers}
         self._servers = {(server.pool, server.name): server for server in _servers(before)}
@@ -39,6 +40,12 @@ class Rates:
     def bytes(self) -> float | None:
         """Bytes through WebSockets in both directions."""
         return self._over_routes("client_bytes", "server_bytes")
+
+    def migrations(self) -> float | None:
+        """Tunnels that changed hands and live on."""
+        if not self._seconds:
+            return None
+        return max(0, _moved(self._now) - _moved(self._before)) / self._seconds
 
     def worker(self, worker: WorkerView, field: str) -> float | None:
         """How fast the counter `field` of `worker` grows."""
@@ -70,6 +77,10 @@ class Rates:
             return None
         difference: float = getattr(now, field) - getattr(before, field)
         return max(0.0, difference) / self._seconds
+
+
+def _moved(view: StatusView) -> int:
+    return sum(results.get("ok", 0) for results in view.migrations.values())
 
 
 def _servers(view: StatusView) -> Iterable[ServerView]:

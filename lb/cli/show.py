@@ -8,7 +8,15 @@ import msgspec
 
 from lb.admin.views import PoolView, ServerView, StatusView, WorkerView
 from lb.cli.text import clean, clock, duration, number, table
-from lb.master.report import ListenerReport, Outcome, ReloadReport, StatusReport, WorkerReport
+from lb.master.report import (
+    ListenerReport,
+    Outcome,
+    ReloadReport,
+    StatusReport,
+    UpgradeOutcome,
+    UpgradeReport,
+    WorkerReport,
+)
 
 _STALE_HEARTBEAT = 2.0  # seconds; shown then
 _MANY_SERVERS: Final = 20  # of a pool; beyond, `lb status` shows those alone that something is wrong with
@@ -42,11 +50,20 @@ def report_of(view: StatusView) -> StatusReport:
         reloads=ReloadReport(succeeded=view.reloads_succeeded, failed=view.reloads_failed, last=outcome),
         restarts=view.restarts,
         control_pid=view.control_pid,
+        keeper_restarts=view.keeper_restarts,
+        upgrades=_upgrades(view),
     )
 
 
+def _upgrades(view: StatusView) -> UpgradeReport:
+    last = view.last_upgrade
+    outcome = None if last is None else msgspec.convert(last, UpgradeOutcome, from_attributes=True)
+    return UpgradeReport(succeeded=view.upgrades_succeeded, failed=view.upgrades_failed, last=outcome)
+
+
 def _worker_report(worker: WorkerView) -> WorkerReport:
-    figures = msgspec.structs.asdict(worker) | {"heartbeat_age": worker.loop_lag, "listening_sockets": 0}
+    told = {"heartbeat_age": worker.loop_lag, "listening_sockets": 0, "tunnels_held": worker.crash_safe}
+    figures = msgspec.structs.asdict(worker) | told
     return msgspec.convert(figures, WorkerReport)
 
 
@@ -56,7 +73,7 @@ def status_text(report: StatusReport, view: StatusView | None = None, note: str 
     lines = [*_verdict(report, view, note), "", *_workers(report), "", *_listeners(report), ""]
     if view is not None:
         lines += [*pools_text(view.pools), ""]
-    return "\n".join([*lines, *_history(report)])
+    return "\n".join([*lines, *_history(report), *([] if view is None else tunnels_text(view))])
 
 
 def verdict_word(report: StatusReport, view: StatusView | None) -> str:
@@ -89,7 +106,7 @@ def _verdict(report: StatusReport, view: StatusView | None, note: str) -> list[s
 
 
 def _workers(report: StatusReport) -> list[str]:
-    rows = [["worker", "pid", "state", "up", "conns", "tunnels", "requests", "config"]]
+    rows = [["worker", "pid", "state", "up", "conns", "tunnels", "safe", "requests", "config", "keeper"]]
     rows.extend(_worker(worker) for worker in report.workers)
     return table(rows)
 
@@ -98,8 +115,9 @@ def _worker(worker: WorkerReport) -> list[str]:
     state = worker.state
     if worker.heartbeat_age > _STALE_HEARTBEAT:
         state += f" (silent for {duration(worker.heartbeat_age)})"
-    figures = (worker.connections, worker.tunnels, worker.requests, worker.generation)
-    return [str(worker.slot), str(worker.pid), state, duration(worker.uptime), *map(str, figures)]
+    figures = (worker.connections, worker.tunnels, worker.tunnels_held, worker.requests, worker.generation)
+    keeper = str(worker.keeper_pid or "-")
+    return [str(worker.slot), str(worker.pid), state, duration(worker.uptime), *map(str, figures), keeper]
 
 
 def _listeners(report: StatusReport) -> list[str]:
@@ -124,6 +142,11 @@ def pools_text(pools: tuple[PoolView, ...], *, every: bool = False) -> list[str]
         rows.extend(_server(server) for server in shown)
         if pool.queued:
             notes.append(f"pool {pool.name}: {pool.queued} requests queue")
+        if pool.admission is not None and pool.admission.waiting:
+            rate = number(pool.admission.rate)
+            notes.append(
+                f"pool {pool.name}: {pool.admission.waiting} WebSocket handshakes wait, {rate} a second pass"
+            )
     return [*table(rows), *notes]
 
 
@@ -146,5 +169,32 @@ def _history(report: StatusReport) -> list[str]:
     line = f"reloads: {reloads.succeeded} done, {reloads.failed} failed"
     if reloads.last is not None and reloads.last.ok:
         line += f"; last at {clock(reloads.last.at)}, {len(reloads.last.changes)} changes"
-    causes = ", ".join(f"{count} {cause}" for cause, count in sorted(report.restarts.items())) or "none"
-    return [line, f"worker restarts: {causes}"]
+    lines = [line, f"worker restarts: {_causes(report.restarts)}"]
+    if report.keeper_restarts:
+        lines.append(f"keeper restarts: {_causes(report.keeper_restarts)}")
+    upgrades = report.upgrades
+    if upgrades.last is not None:
+        lines.append(f"upgrades: {upgrades.succeeded} done, {upgrades.failed} failed")
+        if upgrades.last.ok:
+            lines[-1] += f"; last at {clock(upgrades.last.at)}, from {upgrades.last.before}"
+    return lines
+
+
+def _causes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in sorted(counts.items())) or "none"
+
+
+def tunnels_text(view: StatusView) -> list[str]:
+    """What became of tunnels that had to change hands, and how many are being closed; nothing where there
+    was nothing of it."""
+    lines = []
+    kept = {reason: results.get("ok", 0) for reason, results in view.migrations.items()}
+    lost = sum(results.get("unproved", 0) for results in view.migrations.values())
+    if any(kept.values()) or lost:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in kept.items() if count)
+        lines.append(f"tunnels moved: {sum(kept.values())}" + (f" ({reasons})" if reasons else ""))
+        lines[-1] += f", {lost} lost"
+    closing = sum(worker.closing for worker in view.workers)
+    if closing:
+        lines.append(f"tunnels being closed: {closing} wait for their turn")
+    return lines

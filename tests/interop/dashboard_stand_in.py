@@ -105,6 +105,9 @@ class StandIn:
         self.silent = False
         self.refuse = ""
         self.control_pid = 4711
+        self.waiting = 0
+        self.closing = 0
+        self.migrations: dict[str, dict[str, int]] = {}
         self.started = time.time() - 93_784
         self.events = [("config-reloaded", "generation 3 is served"), ("server-down", "chat/c:9000 is down")]
         self.changes: list[tuple[str, dict[str, Any]]] = []
@@ -203,6 +206,9 @@ class StandIn:
             queued=0,
             retries=2,
             routes=("chat",),
+            admission=views.AdmissionView(
+                rate=500.0, burst=1000, queue=5000, waiting=self.waiting, admitted=int(up * 50), refused=4
+            ),
         )
         return views.StatusView(
             version="0.1.0",
@@ -218,8 +224,13 @@ class StandIn:
             reloads_succeeded=2,
             reloads_failed=0,
             last_reload=None,
+            upgrades_succeeded=1,
+            upgrades_failed=0,
+            last_upgrade=None,
             restarts={"died": 1},
-            workers=_workers(up),
+            keeper_restarts={"SIGSEGV": 2},
+            migrations=self.migrations,
+            workers=_workers(up, self.closing),
             listeners=_listeners(up),
             routes=_routes(up),
             pools=(pool,),
@@ -263,7 +274,7 @@ def _tunnel(number: int) -> views.TunnelView:
     )
 
 
-def _workers(up: float) -> tuple[views.WorkerView, ...]:
+def _workers(up: float, closing: int) -> tuple[views.WorkerView, ...]:
     return tuple(
         views.WorkerView(
             slot=slot,
@@ -273,6 +284,10 @@ def _workers(up: float) -> tuple[views.WorkerView, ...]:
             generation=3,
             connections=40,
             tunnels=30 + slot,
+            crash_safe=28,
+            movable=29,
+            closing=0 if slot else closing,
+            keeper_pid=4101 + slot,
             accepted=int(up),
             requests=int(up * 100),
             loop_lag=12.5 if slot else 0.0004,
@@ -319,5 +334,6 @@ def _routes(up: float) -> tuple[views.RouteView, ...]:
         server_messages=int(up * 300),
         handshakes={"accepted": 61},
         errors=int(up),
+        ping_timeouts=0,
     )
     return (chat,)

@@ -139,7 +139,7 @@ def pool_view(*servers: ServerView, name: str = "web", queued: int = 0) -> PoolV
     """A pool of `servers`."""
     return PoolView(
         name=name, balance="round-robin", servers=servers, usable=len(servers), panic=False, queued=queued,
-        retries=0, routes=("all",),
+        retries=0, routes=("all",), admission=None,
     )  # fmt: skip
 
 
@@ -147,7 +147,8 @@ def worker_view(slot: int, **changed: object) -> WorkerView:
     """A worker that serves."""
     fields: dict[str, object] = {
         "slot": slot, "pid": 100 + slot, "state": "serving", "uptime": 90.0, "generation": 1,
-        "connections": 5, "tunnels": 2, "accepted": 50, "requests": 500, "loop_lag": 0.001,
+        "connections": 5, "tunnels": 2, "crash_safe": 1, "movable": 2, "closing": 0,
+        "keeper_pid": 200 + slot, "accepted": 50, "requests": 500, "loop_lag": 0.001,
         "wedged": False, "cpu_seconds": 1.5, "memory_bytes": 40 << 20, "open_files": 20,
     }  # fmt: skip
     return msgspec.convert({**fields, **changed}, WorkerView)
@@ -158,7 +159,7 @@ def route_view(name: str = "all", **changed: object) -> RouteView:
     fields: dict[str, object] = {
         "name": name, "host": None, "path": None, "pool": "web", "in_flight": 1, "requests": 1000,
         "tunnels": 4, "client_bytes": 1000, "server_bytes": 2000, "client_messages": 10,
-        "server_messages": 20, "handshakes": {"ok": 4}, "errors": 7,
+        "server_messages": 20, "handshakes": {"ok": 4}, "errors": 7, "ping_timeouts": 0,
     }  # fmt: skip
     return msgspec.convert({**fields, **changed}, RouteView)
 
@@ -173,6 +174,8 @@ def status_view(**changed: object) -> StatusView:
         "version": "1.0", "pid": 99, "config": "/etc/lb/lb.toml", "state": "serving", "ready": True,
         "problems": (), "time": 1000.0, "uptime": 100.0, "generation": 1, "workers_wanted": 2,
         "reloads_succeeded": 0, "reloads_failed": 0, "last_reload": None, "restarts": {},
+        "upgrades_succeeded": 0, "upgrades_failed": 0, "last_upgrade": None, "keeper_restarts": {},
+        "migrations": {},
         "workers": (worker_view(0), worker_view(1)), "listeners": (listener,), "routes": (route_view(),),
         "pools": (pool_view(server_view(), server_view("10.0.0.2:80")),), "control_pid": 98,
     }  # fmt: skip

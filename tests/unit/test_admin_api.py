@@ -11,7 +11,16 @@ import pytest
 
 from lb.admin import requests
 from lb.admin.operations import OPERATIONS
-from lb.admin.views import MAX_WEIGHT, ConfigView, ListenerView, PoolView, RouteView, ServerView, StatusView
+from lb.admin.views import (
+    MAX_WEIGHT,
+    AdmissionView,
+    ConfigView,
+    ListenerView,
+    PoolView,
+    RouteView,
+    ServerView,
+    StatusView,
+)
 from lb.control.control import LastCheck
 from lb.master.report import Outcome, WorkerReport
 from tests.harness.admin import AdminServer
@@ -22,6 +31,7 @@ from workers.contract.cells import (
     EjectReason,
     Health,
     ListenerCell,
+    MigrationResult,
     PoolCell,
     RouteCell,
     ServerCell,
@@ -30,6 +40,7 @@ from workers.contract.cells import (
 from workers.contract.errors import CONNECTION_LIMIT, REASON_INDEX
 from workers.contract.series import Kind, SeriesTable, pack
 from workers.contract.snapshot import (
+    AdmissionSpec,
     CertificateSpec,
     EjectSpec,
     ListenerSpec,
@@ -56,7 +67,10 @@ SNAPSHOT = Snapshot(
     ),
     routes=(RouteSpec(slot=0, owner=1, name="chat", host="a", path="/ws/*", pool="chat"),),
     pools=(
-        PoolSpec(slot=0, owner=1, name="chat", servers=SERVERS, balance="p2c", eject=EjectSpec()),
+        PoolSpec(
+            slot=0, owner=1, name="chat", servers=SERVERS, balance="p2c", eject=EjectSpec(),
+            admission=AdmissionSpec(rate=50.0),
+        ),
         PoolSpec(slot=1, owner=1, name="empty", servers=()),
     ),
 )  # fmt: skip
@@ -126,10 +140,14 @@ def test_a_worker_is_what_linux_and_its_cells_say(admin: AdminServer) -> None:
     for cell, value in (
         (WorkerCell.CONNECTIONS, 5), (WorkerCell.TUNNELS, 3), (WorkerCell.ACCEPTED, 100),
         (WorkerCell.REQUESTS, 90), (WorkerCell.CPU, 1_500_000_000), (WorkerCell.LAG, 2_000_000),
+        (WorkerCell.SAFE, 1), (WorkerCell.MOVABLE, 2), (WorkerCell.PACED, 4),
+        (WorkerCell.MIGRATIONS + 2 * MigrationResult.WIDTH, 6),
     ):  # fmt: skip
         cells[cell] = value
     seen = status(admin).workers[1]
     assert (seen.connections, seen.tunnels, seen.accepted, seen.requests) == (5, 3, 100, 90)
+    assert (seen.crash_safe, seen.movable, seen.closing) == (1, 2, 4)
+    assert status(admin).migrations["rebalance"] == {"ok": 6, "unproved": 0, "gone": 0, "refused": 0}
     assert (seen.cpu_seconds, seen.loop_lag, seen.generation, seen.wedged) == (1.5, 0.002, 7, False)
     assert seen.memory_bytes > 1_000_000 and seen.open_files > 3 and seen.uptime > 0
 
@@ -182,10 +200,16 @@ def test_a_pool_says_who_uses_it_and_how_it_is(admin: AdminServer) -> None:
     base = slab.pool_base(0)
     slab.cells[base + PoolCell.OWNER] = 1
     slab.cells[base + PoolCell.QUEUED] = 4
+    slab.cells[base + PoolCell.ADMISSION_QUEUED] = 3
+    slab.cells[base + PoolCell.ADMITTED] = 2
+    slab.cells[base + PoolCell.ADMISSION_REFUSED] = 1
     chat, empty = msgspec.convert(admin.get("pools").body, list[PoolView])
     assert (chat.name, chat.balance, chat.routes, chat.queued) == ("chat", "p2c", ("chat",), 4)
     assert (len(chat.servers), chat.usable, chat.panic) == (3, 3, False)
-    assert (empty.servers, empty.usable, empty.routes) == ((), 0, ())
+    assert chat.admission == AdmissionView(
+        rate=50.0, burst=1000, queue=5000, waiting=3, admitted=2, refused=1
+    )
+    assert (empty.servers, empty.usable, empty.routes, empty.admission) == ((), 0, (), None)
 
 
 def test_a_server_is_the_sum_over_its_workers(admin: AdminServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lb.admin import status
 from lb.admin.attention import MAX_PROBLEMS
 from lb.control.control import Control
-from lb.master.report import Outcome, ReloadReport, WorkerReport
+from lb.master.report import Outcome, ReloadReport, UpgradeOutcome, UpgradeReport, WorkerReport
 from tests.harness.control import StandInControl
 from workers.contract.cells import Admin, EjectReason, Health, WorkerCell
 from workers.contract.snapshot import (
@@ -178,3 +178,25 @@ def test_the_list_is_bounded_and_the_worst_comes_first(control: StandInControl) 
 def test_checks_that_come_late(control: StandInControl) -> None:
     control.late = ["pool web: 3 servers are checked too late"]
     assert sentences(control) == ("pool web: 3 servers are checked too late",)
+
+
+def test_a_worker_whose_tunnels_nobody_keeps(control: StandInControl) -> None:
+    control.board.slab(1).cells[WorkerCell.TUNNELS] = 7
+    control.board.slab(1).cells[WorkerCell.MOVABLE] = 6
+    assert sentences(control) == (
+        "worker 1 has no keeper: its 7 tunnels would not outlive it; the error log says why",
+    )
+    kept = msgspec.structs.replace(worker(1), keeper_pid=os.getpid())
+    control.status = msgspec.structs.replace(control.status, workers=(worker(0), kept))
+    assert sentences(control) == ()
+
+
+def test_an_upgrade_that_failed(control: StandInControl) -> None:
+    failed = UpgradeOutcome(ok=False, before="1.0", error="can't be imported: lb.master\nmore of it")
+    control.status = msgspec.structs.replace(control.status, upgrades=UpgradeReport(failed=1, last=failed))
+    assert sentences(control) == (
+        "the last upgrade failed, version 1.0 serves on: can't be imported: lb.master",
+    )
+    done = UpgradeOutcome(ok=True, before="1.0", after="1.1")
+    control.status = msgspec.structs.replace(control.status, upgrades=UpgradeReport(succeeded=1, last=done))
+    assert sentences(control) == ()

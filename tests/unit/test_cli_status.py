@@ -11,10 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lb.admin.views import AdmissionView, UpgradeView
 from lb.cli import main
 from lb.cli.show import report_of, status_text
 from lb.master.report import Outcome, Reply, StatusReport
-from tests.unit.admin_server import AdminServer, reload_view, status_view, worker_view
+from tests.unit.admin_server import (
+    AdminServer,
+    pool_view,
+    reload_view,
+    server_view,
+    status_view,
+    worker_view,
+)
 
 Capture = pytest.CaptureFixture[str]
 
@@ -165,3 +173,38 @@ def test_reload_takes_the_api_when_it_is_named(instance: Instance, capsys: Captu
     assert main(["reload", "--admin", server.address]) == 1
     assert capsys.readouterr().err.endswith("why\n")
     assert command.asked == []
+
+
+# --- tunnels that moved ----------------------------------------------------------------------------------
+
+
+def test_what_became_of_tunnels_is_told_once_there_is_something(instance: Instance, capsys: Capture) -> None:
+    quiet = status_text(report(), status_view())
+    assert "tunnels moved" not in quiet and "upgrades" not in quiet and "wait" not in quiet
+    upgrade = UpgradeView(ok=True, before="0.9", after="1.0", error="", seconds=1.0, at=1000.0)
+    admission = AdmissionView(rate=500.0, burst=1000, queue=5000, waiting=30, admitted=70, refused=1)
+    pool = msgspec.structs.replace(pool_view(server_view()), admission=admission)
+    moved = {"crash": {"ok": 40, "unproved": 1}, "rebalance": {"ok": 2}, "upgrade": {"ok": 0}}
+    view = status_view(
+        migrations=moved, upgrades_succeeded=3, upgrades_failed=2, last_upgrade=upgrade, pools=(pool,),
+        keeper_restarts={"SIGKILL": 4}, workers=(worker_view(0, closing=5, keeper_pid=0), worker_view(1)),
+    )  # fmt: skip
+    _, _, server = instance
+    server.says("GET status", view)
+    assert main(["status", "--admin", server.address]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "tunnels moved: 42 (crash 40, rebalance 2), 1 lost" in shown
+    assert "tunnels being closed: 5 wait for their turn" in shown
+    assert "pool web: 30 WebSocket handshakes wait, 500 a second pass" in shown
+    assert "keeper restarts: 4 SIGKILL" in shown
+    assert any(line.startswith("upgrades: 3 done, 2 failed; last at ") for line in shown)
+    start = next(index for index, line in enumerate(shown) if line.startswith("worker "))
+    workers = [line.split() for line in shown[start : start + 3]]
+    assert [(line[-4], line[-1]) for line in workers] == [("safe", "keeper"), ("1", "-"), ("1", "201")]
+
+
+def test_json_has_the_migrations(instance: Instance, capsys: Capture) -> None:
+    config, _, server = instance
+    server.says("GET status", status_view(migrations={"crash": {"ok": 40}}))
+    assert main(["status", "-c", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["migrations"] == {"crash": {"ok": 40}}

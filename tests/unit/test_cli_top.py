@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from lb.admin.views import StatusView
+from lb.admin.views import AdmissionView, StatusView
 from lb.cli import main
 from lb.cli.frame import Shown, draw
 from lb.cli.rates import Rates
@@ -106,6 +107,22 @@ def test_a_frame_has_it_all() -> None:
     for words in ("OK", "up 1m 42s", "0 req/s", "4 tunnels", "1 ms lag", "web/10.0.0.2:80", "event 2 "):
         assert words in text
     assert text.index("event 2") < text.index("event 1")
+
+
+def test_tunnels_that_move_or_close_are_told_while_they_do() -> None:
+    quiet = lines(later(), 140)[1]
+    assert not any(word in quiet for word in ("moved", "closing", "admission"))
+    admission = AdmissionView(rate=5.0, burst=1, queue=9, waiting=8, admitted=7, refused=6)
+    pool = msgspec.structs.replace(pool_view(server_view()), admission=admission)
+    busy = later(
+        migrations={"crash": {"ok": 20, "unproved": 99}},
+        workers=(worker_view(0, closing=3), worker_view(1, state="caretaking", closing=4)),
+        pools=(pool,),
+    )
+    drawn = lines(busy, 140)
+    for words in ("10 moved/s", "7 closing", "8 wait for admission"):
+        assert words in drawn[1]
+    assert any("caretaking" in line for line in drawn)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (20, 10), (200, 60)])
