@@ -222,8 +222,8 @@ class Desk:
         text = f"worker {worker.slot} (pid {worker.pid}) took over {message.restored} tunnels of a dead one"
         if message.closed:
             text += f", {message.closed} had to be closed"
-        fields = {"slot": worker.slot, "pid": worker.pid, "closed": message.closed}
-        self.happened("tunnels-restored", text, count=message.restored, **fields)
+        counts = {"count": message.restored, "closed": message.closed}
+        self.happened("tunnels-restored", text, slot=worker.slot, pid=worker.pid, **counts)
         self.changed()
 
     def moved(self, worker: WorkerProcess, count: int, reason: str) -> None:

@@ -23,6 +23,7 @@ from lb.master.holdings import Holdings
 from lb.master.keepers import Keepers
 from lb.master.lending import Lending
 from lb.master.loop import READ, Loop
+from lb.master.mover import Mover
 from lb.master.notify import Notifier
 from lb.master.reload import PREPARE_DEADLINE, Reloader
 from lb.master.report import Outcome, Reply, Request, StatusReport
@@ -33,8 +34,8 @@ from workers.contract.errorlog import ErrorLog
 from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.sink import Sink
+from workers.core.descriptors import connection_cap
 
-_SPARE_FILES: Final = 256  # descriptors of a worker that belong to no client
 _AT_ONCE: Final = 0.5  # how long an immediate stop may take
 
 
@@ -91,6 +92,9 @@ class Master:
         keepers.on_end = self._desk.keeper_ended
         self._control.on_message = self._desk.took
         self._control.on_end = self._desk.control_ended
+        self._fleet.mover = self._mover = Mover(
+            loop, log, self._fleet, self._board, connection_cap(self._open_files)
+        )
         self._lending = Lending(loop, self._fleet, self._board)
         self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
 
@@ -102,6 +106,7 @@ class Master:
         spawn.freeze()
         self._loop.later(0.0, self._first_fork)
         self._loop.later(0.0, self._watch_heartbeats)
+        self._mover.start()
         self._lending.start(range(self._fleet.deployment.plan.workers))
         try:
             self._loop.run()
@@ -172,15 +177,17 @@ class Master:
         plan = self._fleet.deployment.plan
         for warning in plan.config.warnings:
             self._log.warning("configuration", warning=warning)
-        # The kernel spreads connections evenly; each costs its worker a descriptor on either side.
+        # The kernel spreads connections evenly; each costs its worker a descriptor on either side. (So do
+        # its keeper's duplicates of a tunnel, in a table of the keeper's own.)
         connections = sum(listener.limits.connections for listener in plan.snapshot.listeners)
-        needed = -(-2 * connections // plan.workers) + _SPARE_FILES
-        if needed > self._open_files:
+        wanted, possible = -(-connections // plan.workers), connection_cap(self._open_files)
+        if wanted > possible:
             self._log.warning(
-                "limits.connections is more than the open files of a worker allow",
+                "limits.connections is more than the open files of a worker allow; it refuses the rest",
                 advice="raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.connections",
-                needed=needed,
-                limit=self._open_files,
+                open_files=self._open_files,
+                connections_wanted=wanted,
+                connections_possible=possible,
             )
 
     def _ready(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
@@ -12,6 +13,7 @@ from workers.contract.cells import ListenerCell, WorkerCell
 from workers.contract.errors import Refusal
 from workers.contract.series import Kind
 from workers.contract.snapshot import ListenerSpec
+from workers.core.descriptors import connection_cap
 from workers.core.forwarded import TrustedProxies, plain_address
 from workers.io.downstream import Client
 from workers.io.tls import TlsStream
@@ -43,6 +45,7 @@ class Listener:
     __slots__ = (
         "base",
         "connections",
+        "most",
         "others",
         "port",
         "spec",
@@ -56,6 +59,8 @@ class Listener:
         self.worker = worker
         self.connections = 0
         self.others = 0  # connections of the other workers, as of the last tick
+        # Of all listeners of this worker, beyond which it might have no descriptor for a server.
+        self.most = connection_cap(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.version = 0
         self.base = worker.slab.listener_base(spec.slot)
         self.port = _port(spec)
@@ -89,6 +94,9 @@ class Listener:
             )
             sock.close()
             return
+        if cells[_WORKER_CONNECTIONS] >= self.most:
+            self._refuse_beyond_files(sock)
+            return
         self.connections += 1
         cells[base] += 1
         cells[_WORKER_CONNECTIONS] += 1
@@ -112,6 +120,17 @@ class Listener:
         client = TlsClient(self, stream, stream.fileno(), peer)
         self.worker.clients.add(client)
         client.begin()
+
+    def _refuse_beyond_files(self, sock: RawSocket) -> None:
+        """Turns away a connection that this worker might have no descriptor for to a server."""
+        self.worker.slab.cells[self.base + _REJECTED] += 1
+        self.reject(errors.CONNECTION_LIMIT)
+        self.worker.log.warning(
+            "connection refused: open files are short; raise the limit (LimitNOFILE=, ulimit -Hn)",
+            listener=self.spec.name,
+            limit=self.most,
+        )
+        sock.close()
 
     def reject(self, refusal: Refusal) -> None:
         """Counts a connection or request that was turned away before it had a route."""
