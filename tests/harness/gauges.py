@@ -44,6 +44,7 @@ class Gauges:
                 found["upstreams"] += cells[server + ServerCell.CONNECTIONS] - cells[server + ServerCell.IDLE]
                 found["waiting"] += cells[server + ServerCell.WAITING]
                 found["queued"] += cells[slab.pool_base(row) + PoolCell.QUEUED]
+                found["admission"] += cells[slab.pool_base(row) + PoolCell.ADMISSION_QUEUED]
             found["connections"] += cells[WorkerCell.CONNECTIONS]
             found["tunnels"] += cells[WorkerCell.TUNNELS]
         return Counter({name: value for name, value in found.items() if value})
@@ -52,6 +53,11 @@ class Gauges:
         """The sum of `cell` over all workers and servers."""
         slabs = [self._board.slab(number) for number in range(self._workers)]
         return sum(slab.cells[slab.server_base(row) + cell] for slab in slabs for row in range(ROWS))
+
+    def count_of_pools(self, cell: PoolCell) -> int:
+        """The sum of `cell` over all workers and pools."""
+        slabs = [self._board.slab(number) for number in range(self._workers)]
+        return sum(slab.cells[slab.pool_base(row) + cell] for slab in slabs for row in range(ROWS))
 
     def wait(self, **expected: int) -> None:
         """Waits until the gauges named are as `expected`."""

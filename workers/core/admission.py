@@ -17,7 +17,7 @@ from typing import Final
 
 MAX_RETRY_AFTER: Final = 300  # seconds
 # The queue is to be empty when the last one's patience ends; so much longer it may take, in seconds.
-MARGIN: Final = 5.0
+MARGIN: Final = 2.0
 
 
 class Bucket:

@@ -35,8 +35,6 @@ _SILENCE: Final = int(2.0 * NANOSECONDS)
 # the traffic has its turn between.
 _BATCH: Final = 64
 _PAUSE: Final = 0.005
-# Kinds of stickiness whose key a client has only when it was here before. (An address everybody has.)
-_KEYED: Final = frozenset(("header", "query"))
 
 Queue = OrderedDict["Exchange", None]  # the first leaves, and any may leave from the middle, at one cost
 
@@ -46,13 +44,13 @@ class Admission:
     that a reload removed (`spec` is `None`) lets all go who are left."""
 
     __slots__ = (
-        "_bucket", "_filled", "_keyed", "_looked", "_newcomers", "_returners", "_share", "_timer", "pool",
+        "_bucket", "_looked", "_newcomers", "_returners", "_share", "_timer", "pool",
         "spec", "worker",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, spec: AdmissionSpec) -> None:
-        """To be made when the configuration is put in place. Nobody is let through before the next tick, when
-        it is known how many share."""
+        """To be made when the configuration is put in place: all workers that have part in it are there then,
+        though this one may not have looked at them yet."""
         self.worker = pool.worker
         self.pool = pool
         self.spec: AdmissionSpec | None = spec
@@ -60,10 +58,11 @@ class Admission:
         self._newcomers: Queue = OrderedDict()
         self._bucket = Bucket(time.monotonic())
         self._share = Share()
-        self._keyed = _is_keyed(pool)
-        self._filled = False
         self._looked = self.worker.now
         self._timer: Timer | None = None
+        slabs = enumerate(self.worker.board.slabs())
+        self._look(spec, [slab.cells for slot, slab in slabs if slot != self.worker.slot])
+        self._bucket.fill_up()
 
     @property
     def waiting(self) -> int:
@@ -83,7 +82,7 @@ class Admission:
         if self.worker.stopping:
             self.refuse(exchange, errors.SHUTTING_DOWN)
             return
-        returns = exchange.stuck >= 0 or (self._keyed and exchange.ring_key is not None)
+        returns = self.pool.knows(exchange)
         if self.waiting >= self._share.room(spec.queue):
             if not (returns and self._newcomers):
                 self.refuse(exchange, errors.ADMISSION_FULL)
@@ -130,27 +129,27 @@ class Admission:
         if self.spec is None or self.worker.now <= self._looked:
             return
         self._looked = self.worker.now
+        self._look(self.spec, self.worker.sibling_cells())
+        self._serve()
+
+    def _look(self, spec: AdmissionSpec, siblings: list[memoryview]) -> None:
         self._publish()
         place = self.pool.base + _QUEUED
-        self._share.look(self.waiting, [int(cells[place]) for cells in self._sharers()])
-        self._fit(self.spec)
-        if not self._filled:
-            self._filled = True
-            self._bucket.fill_up()
-        self._serve()
+        oldest = int(self.worker.now * NANOSECONDS) - _SILENCE
+        self._share.look(
+            self.waiting,
+            [
+                int(cells[place])
+                for cells in siblings
+                # Those that take connections, or will in a moment.
+                if cells[_HEARTBEAT] > oldest and (cells[_LISTENERS] or not cells[_GENERATION])
+            ],
+        )
+        self._fit(spec)
 
     def _publish(self) -> None:
         if self.spec is not None:
             self.worker.slab.cells[self.pool.base + _QUEUED] = self.waiting
-
-    def _sharers(self) -> list[memoryview]:
-        """The cells of the other workers that take connections, or will in a moment."""
-        oldest = int(self.worker.now * NANOSECONDS) - _SILENCE
-        return [
-            cells
-            for cells in self.worker.sibling_cells()
-            if cells[_HEARTBEAT] > oldest and (cells[_LISTENERS] or not cells[_GENERATION])
-        ]
 
     def _fit(self, spec: AdmissionSpec) -> None:
         part = self._share.part
@@ -190,7 +189,6 @@ class Admission:
         ones first."""
         self.pool = pool
         self.spec = spec
-        self._keyed = _is_keyed(pool)
         self._fit(spec)
         for _ in range(self.waiting - self._share.keep(self.waiting, spec.queue)):
             exchange, _ = (self._newcomers or self._returners).popitem()
@@ -221,8 +219,3 @@ def carry_over(former: Pool | None, pool: Pool) -> None:
         admission.open(pool)
     if spec is not None:
         pool.admission = Admission(pool, spec)
-
-
-def _is_keyed(pool: Pool) -> bool:
-    sticky = pool.spec.sticky
-    return sticky is not None and sticky.kind in _KEYED

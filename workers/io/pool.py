@@ -208,6 +208,17 @@ class Pool:
         """The index of the server called `name`, or -1."""
         return next((index for index, server in enumerate(self.servers) if server.spec.name == name), -1)
 
+    def knows(self, exchange: Exchange) -> bool:
+        """Whether a client was here before, as far as stickiness tells: it has a cookie of ours, whether its
+        server still takes it or not, or brings a key of its own. (An address everybody has.)"""
+        if exchange.stuck >= 0:
+            return True
+        if self.cookie is not None:
+            cookies = field_values(exchange.head.fields, b"cookie")
+            return bool(cookies) and self.cookie.lookup(b"; ".join(cookies)) >= 0
+        sticky = self.spec.sticky
+        return exchange.ring_key is not None and sticky is not None and sticky.kind != "ip"
+
     # --- the queue -----------------------------------------------------------------------------------
 
     def leave(self, exchange: Exchange) -> None:
