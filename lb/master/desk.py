@@ -188,7 +188,8 @@ class Desk:
 
     def upgraded(self, outcome: UpgradeOutcome) -> None:
         """An upgrade is over."""
-        fields = {"before": outcome.before, "after": outcome.after, "seconds": outcome.seconds}
+        fields: dict[str, str | float] = {"before": outcome.before, "after": outcome.after}
+        fields["seconds"] = outcome.seconds
         if outcome.ok:
             self.happened("upgrade", f"upgraded from {outcome.before} to {outcome.after}", **fields)
         else:

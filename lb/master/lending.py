@@ -33,7 +33,7 @@ class Lending:
         self._limits: Mapping[int, int] = {}
         self._snapshot: Snapshot | None = None
 
-    def start(self, slots: Sequence[int]) -> None:
+    def start(self, slots: Collection[int]) -> None:
         """Gives the workers that are about to be forked their first shares, and goes on from there."""
         self.turn(slots)
         self._loop.later(_BUSY, self._again)

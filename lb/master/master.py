@@ -8,7 +8,7 @@ import pathlib
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from lb.master import places, signals, spawn, status
@@ -26,9 +26,13 @@ from lb.master.loop import READ, Loop
 from lb.master.mover import Mover
 from lb.master.notify import Notifier
 from lb.master.reload import PREPARE_DEADLINE, Reloader
-from lb.master.report import Outcome, Reply, Request, StatusReport
+from lb.master.report import Outcome, Reply, Request, StatusReport, UpgradeOutcome
 from lb.master.spawn import Programs, Spawned
 from lb.master.supervision import LATE
+from lb.master.upgrade import Upgrader
+from lb.master.upgrade_export import Instance
+from lb.master.upgrade_launch import Launch
+from lb.master.upgrade_resume import Heritage, Takeover
 from workers.contract.bells import Bells
 from workers.contract.errorlog import ErrorLog
 from workers.contract.ledger import Ledger
@@ -48,13 +52,18 @@ class Master:
         version: str,
         programs: Programs | None = None,
         prepare_deadline: float = PREPARE_DEADLINE,
+        launch: Launch | None = None,
+        heritage: Heritage | None = None,
     ) -> None:
         """`path` is the configuration file; `prepare_deadline` is what workers get to prepare a reload,
-        in seconds. Raises `ConfigErrors` or `StartError`; nothing is left
-        behind then."""
+        in seconds. `launch` says how to start this program again (without, it can't be upgraded in place);
+        `heritage` is what the predecessor in an upgrade has left. Raises `ConfigErrors` or `StartError`;
+        nothing is left behind then."""
         # Not resolved: where a deployment swaps a symbolic link, a reload reads what it names then.
         self._path = path.absolute()
         self._version = version
+        self._launch = launch
+        self._heritage = heritage
         self._started = time.monotonic()
         self._state = "starting"
         self._exit_code = 0
@@ -62,15 +71,28 @@ class Master:
         self._stop_replies: list[Respond] = []
         self._log = ErrorLog("master")
         self._open_files = spawn.raise_open_files()
-        first = plans.first(self._path)
-        self._user = spawn.identity(first.config.process.user)
-        self._programs = programs or spawn.preload()
-        self._board, self._bells, self._ledger = _shared(self._open_files)
-        self._holdings = Holdings(self._path, first)
         self._notifier = Notifier.from_environment(
             lambda error: self._log.warning("systemd can't be notified", error=error)
         )
+        if heritage is None:
+            first = plans.first(self._path)
+            self._user = spawn.identity(first.config.process.user)
+            self._programs = programs or spawn.preload()
+            self._board, self._bells, self._ledger = _shared(self._open_files)
+            self._holdings = Holdings(self._path, first)
+        else:
+            self._inherit(heritage)
+            self._programs = programs or spawn.preload()
         self._wire(prepare_deadline)
+        self._wire_upgrades(heritage)
+
+    def _inherit(self, heritage: Heritage) -> None:
+        self._state = "serving"
+        self._started = heritage.state.started
+        self._notifier.address = heritage.state.notify
+        self._board, self._bells, self._ledger = heritage.board, heritage.bells, heritage.ledger
+        self._holdings = heritage.holdings
+        self._user = spawn.identity(self._holdings.deployment.plan.config.process.user)
 
     def _wire(self, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
@@ -81,7 +103,6 @@ class Master:
         )
         self._control = ControlKeeper(loop, log, self._board, self._spawn_control)
         self._fleet.on_empty = lambda: keepers.leave(lambda: self._control.leave(loop.stop))
-        self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
         self._reloader = Reloader(
             loop, log, self._path, self._fleet, holdings.listeners, self._in_use, prepare_deadline
         )
@@ -96,18 +117,54 @@ class Master:
             loop, log, self._fleet, self._board, connection_cap(self._open_files)
         )
         self._lending = Lending(loop, self._fleet, self._board)
-        self._command = CommandServer(loop, holdings.command_socket, holdings.command_path, self._serve)
+
+    def _wire_upgrades(self, heritage: Heritage | None) -> None:
+        holdings, loop = self._holdings, self._loop
+        identity = None if heritage is None else heritage.state.command.file
+        self._command = CommandServer(
+            loop, holdings.command_socket, holdings.command_path, self._serve, identity
+        )
+        instance = Instance(
+            path=self._path,
+            version=self._version,
+            started=self._started,
+            board=self._board,
+            bells=self._bells,
+            ledger=self._ledger,
+            holdings=holdings,
+            fleet=self._fleet,
+            control=self._control,
+            reloader=self._reloader,
+            desk=self._desk,
+            command=self._command,
+            notifier=self._notifier,
+        )
+        self._upgrader = Upgrader(loop, self._log, instance, self._launch)
+        self._upgrader.on_start = self._reloading
+        self._upgrader.on_end = self._upgraded
+        if heritage is None:
+            self._fleet.observer = Boot(loop, self._fleet, self._ready, self._give_up)
+            return
+        self._takeover = Takeover(loop, heritage, instance, self._reloader)
+        self._takeover.on_ready = self._taken_over
+        self._takeover.on_late = self._late
+        self._upgrader.resume(heritage.state, self._takeover.adopt())
 
     def run(self) -> int:
         """Serves until it is told to stop. Returns the exit code."""
         queue = signals.SignalQueue()
         self._loop.watch(queue.fd, READ, signals.watch(queue, self._handlers()))
+        slots: Collection[int] = range(self._fleet.deployment.plan.workers)
+        if self._heritage is not None:
+            self._heritage.unblock_signals()
+            self._lending.inherit(self._heritage.state.used_slots)
+            slots = {*self._fleet.workers, *self._heritage.slots}
         self._warn()
         spawn.freeze()
-        self._loop.later(0.0, self._first_fork)
+        self._loop.later(0.0, self._first_fork if self._heritage is None else self._take_over)
         self._loop.later(0.0, self._watch_heartbeats)
         self._mover.start()
-        self._lending.start(range(self._fleet.deployment.plan.workers))
+        self._lending.start(slots)
         try:
             self._loop.run()
         finally:
@@ -129,7 +186,7 @@ class Master:
             signal.SIGQUIT: self._stop,
             signal.SIGINT: self._stop,
             signal.SIGUSR1: self._reloader.reopen_logs,
-            signal.SIGUSR2: lambda: self._log.warning("SIGUSR2 (upgrade in place) is not supported yet"),
+            signal.SIGUSR2: self._upgrader.request,
             signal.SIGTTIN: lambda: self._reloader.scale(+1),
             signal.SIGTTOU: lambda: self._reloader.scale(-1),
         }
@@ -162,6 +219,7 @@ class Master:
     def _reap(self) -> None:
         self._fleet.reap()
         self._control.reap()
+        self._upgrader.reap()
 
     def _in_use(self, kind: str, row: int) -> bool:
         return status.in_use(self._fleet, self._board, kind, row)
@@ -172,6 +230,10 @@ class Master:
             self._fleet.switch(deployment, tuple(range(deployment.plan.workers)))
             # The workers don't wait for it, nor does readiness: without it, the traffic goes on.
             self._control.start()
+
+    def _take_over(self) -> None:
+        self._reap()  # who died in between
+        self._takeover.begin()
 
     def _warn(self) -> None:
         plan = self._fleet.deployment.plan
@@ -236,6 +298,22 @@ class Master:
             self._notifier.ready(self._summary())
         self._desk.reloaded(outcome)
 
+    def _upgraded(self, outcome: UpgradeOutcome) -> None:
+        if not self._stops:
+            self._notifier.ready(self._summary())
+        self._desk.upgraded(outcome)
+
+    def _taken_over(self) -> None:
+        """The successor's workers serve."""
+        self._fleet.observer = self._reloader
+        self._upgrader.succeed()
+        self._reloader.open()
+
+    def _late(self, why: str) -> None:
+        """They don't, and a reload may be what they need."""
+        self._upgrader.fail_after(why)
+        self._reloader.open()
+
     def _serve(self, request: Request, respond: Respond) -> None:
         """A request from the command socket."""
         if request.config and not places.same_file(pathlib.Path(request.config), self._path):
@@ -246,6 +324,8 @@ class Master:
                 respond(Reply(status=self._status(), pid=os.getpid()))
             case "reload":
                 self._reloader.request(lambda outcome: respond(Reply(outcome=outcome, pid=os.getpid())))
+            case "upgrade":
+                self._upgrader.request(respond)
             case "stop":
                 self._stop_replies.append(respond)
                 if request.now or not self._stops:
@@ -253,13 +333,17 @@ class Master:
 
     def _status(self) -> StatusReport:
         plan = self._fleet.deployment.plan
-        reloading = self._state == "serving" and self._reloader.reloading
+        state = self._state
+        if state == "serving" and self._upgrader.upgrading:
+            state = "upgrading"
+        elif state == "serving" and self._reloader.reloading:
+            state = "reloading"
         return StatusReport(
             version=self._version,
             pid=os.getpid(),
             config=str(self._path),
             uptime=round(time.monotonic() - self._started, 3),
-            state="reloading" if reloading else self._state,
+            state=state,
             generation=plan.snapshot.generation,
             workers=status.worker_reports(self._fleet, self._board),
             workers_wanted=len(self._fleet.active),
@@ -268,6 +352,7 @@ class Master:
             restarts=dict(self._fleet.restarts),
             control_pid=self._control.pid,
             control_restarts=dict(self._control.restarts),
+            upgrades=self._upgrader.report,
         )
 
     # --- the end ---------------------------------------------------------------------------------------
@@ -281,6 +366,7 @@ class Master:
         if self._stops == 1:
             self._state = "stopping"
             self._notifier.stopping()
+            self._upgrader.close("lb is stopping")
             self._reloader.close("lb is stopping")
             # Closed here first: what a worker closes after serving its queue is the last of that socket.
             self._holdings.listeners.close()

@@ -13,18 +13,13 @@ class Notifier:
 
     def __init__(self, address: str | None, on_error: Callable[[OSError], None]) -> None:
         """`address` is the value of $NOTIFY_SOCKET."""
-        self._address = address
+        self.address = address or ""
         self._on_error = on_error
 
     @classmethod
     def from_environment(cls, on_error: Callable[[OSError], None]) -> Notifier:
         """Takes the variable out of the environment: children shall not speak for us."""
         return cls(os.environ.pop("NOTIFY_SOCKET", None), on_error)
-
-    @property
-    def address(self) -> str:
-        """Where systemd listens; empty where it didn't ask."""
-        return self._address or ""
 
     def ready(self, status: str) -> None:
         """Everything serves."""
@@ -39,10 +34,10 @@ class Notifier:
         self._send("STOPPING=1")
 
     def _send(self, text: str) -> None:
-        if not self._address:
+        if not self.address:
             return
         # "@" stands for the abstract namespace.
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        address = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
                 sender.sendto(text.encode(), address)

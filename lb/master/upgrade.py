@@ -27,7 +27,7 @@ from lb.master.report import Reply, UpgradeOutcome, UpgradeReport
 from lb.master.upgrade_attempt import Attempt, TrialReport
 from lb.master.upgrade_export import Instance, export, unrest
 from lb.master.upgrade_launch import Launch, LaunchError, Order
-from lb.master.upgrade_state import pack
+from lb.master.upgrade_state import UpgradeState, pack
 from workers.contract.errorlog import ErrorLog
 
 GOES_ON: Final = "an upgrade goes on: try again when it is over"
@@ -180,11 +180,11 @@ class Upgrader:
 
     # --- the end ---------------------------------------------------------------------------------------
 
-    def resume(self, report: UpgradeReport, began: float, before: str, replies: list[Respond]) -> None:
-        """In the successor: goes on where the predecessor, of version `before`, has executed it."""
+    def resume(self, state: UpgradeState, replies: list[Respond]) -> None:
+        """In the successor: goes on where the predecessor has executed it, with those who wait."""
         self.step = Step.EXECUTING
-        self.report = report
-        self._began, self._before, self._after = began, before, self._instance.version
+        self.report = state.upgrades
+        self._began, self._before, self._after = state.began, state.version, self._instance.version
         self._replies = replies
 
     def succeed(self) -> None:
