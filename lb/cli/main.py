@@ -51,7 +51,7 @@ def _top(arguments: Arguments) -> int:
 
 COMMANDS: Final = {
     "run": Command("run the load balancer in the foreground", "lb run -c lb.toml", options.config, _run),
-    "demo": Command("run it over embedded demo servers", "lb demo", options.config, _demo),
+    "demo": Command("run it over embedded demo servers", "lb demo", options.demo, _demo),
     "init": Command("write a starter configuration", "lb init", options.init, files.init),
     "check": Command(
         "check a configuration file and print every error", "lb check lb.toml", options.check, files.check
@@ -82,8 +82,8 @@ COMMANDS: Final = {
         server.server,
     ),
     "tunnels": Command(
-        "list the established WebSockets, or close some",
-        'lb tunnels close --server 10.0.0.11:9000 --older 1h --code 1012 --reason "maintenance"',
+        "list the established WebSockets, close some, or move them between servers",
+        "lb tunnels close --server 10.0.0.11:9000 --older 1h --code 1012 --spread 1m",
         options.tunnels,
         tunnels.tunnels,
     ),

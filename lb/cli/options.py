@@ -8,6 +8,24 @@ import pathlib
 from lb.cli.tunnels import LIMIT, seconds
 
 
+def demo(parser: argparse.ArgumentParser) -> None:
+    """`demo`."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("chaos",),
+        metavar="chaos",
+        help="instead, watch WebSockets stay up while workers are killed, reloaded, scaled and upgraded",
+    )
+    parser.add_argument(
+        "--for", dest="span", metavar="TIME", type=seconds, default=60.0, help="chaos: so long (default: 60s)"
+    )
+    parser.add_argument(
+        "--tunnels", metavar="N", type=_positive, default=200, help="chaos: so many (default: 200)"
+    )
+    config(parser)
+
+
 def config(parser: argparse.ArgumentParser) -> None:
     """`run` and `demo`."""
     parser.add_argument(
@@ -93,20 +111,36 @@ def server(parser: argparse.ArgumentParser) -> None:
         "actions",
         nargs="*",
         metavar="ACTION",
-        help="ready, drain (keeps sessions and tunnels, gets no new ones), maint (gets nothing),"
+        help="ready, drain (gets no new sessions, its WebSockets are asked to move), maint (gets nothing),"
         " weight=N or weight=default; several are done at once; without one the server is shown",
     )
+    parser.add_argument(
+        "--spread", metavar="TIME", type=seconds, help="drain: over which time (default: drain.spread)"
+    )
+    parser.add_argument("--keep-tunnels", action="store_true", help="drain: don't ask WebSockets to move")
     _api(parser)
     _json(parser)
 
 
 def tunnels(parser: argparse.ArgumentParser) -> None:
     """`tunnels`."""
-    parser.add_argument("action", nargs="?", default="list", metavar="list|close", help="default: list")
+    parser.add_argument("action", nargs="?", default="list", metavar="list|close|move", help="default: list")
     parser.add_argument("ids", nargs="*", metavar="ID", help="close these, as lb tunnels lists them")
     parser.add_argument("--route", metavar="NAME", type=_name, help="those of this route")
     parser.add_argument("--pool", metavar="NAME", type=_name, help="those of this pool")
-    parser.add_argument("--server", metavar="NAME", type=_name, help="those of the server of this name")
+    parser.add_argument(
+        "--server", metavar="NAME", type=_name, help="those of the server of this name; move: only from it"
+    )
+    parser.add_argument("--to", metavar="NAME", type=_name, help="move: to this server")
+    parser.add_argument(
+        "--count", metavar="N", type=_positive, help="move: so many (default: what makes the servers even)"
+    )
+    parser.add_argument(
+        "--spread",
+        metavar="TIME",
+        type=seconds,
+        help="close: evenly over this time (default: at once); move: the same (default: drain.spread)",
+    )
     parser.add_argument("--client", metavar="ADDRESS", type=_name, help="those of this client")
     parser.add_argument("--older", metavar="TIME", type=seconds, help='open for longer than this, as "5m"')
     parser.add_argument("--idle", metavar="TIME", type=seconds, help="without a byte for longer than this")
@@ -115,8 +149,10 @@ def tunnels(parser: argparse.ArgumentParser) -> None:
         "--limit", metavar="N", type=_positive, help=f"list: at most so many (default: {LIMIT})"
     )
     parser.add_argument("--all", action="store_true", help="list: without a limit; close: every tunnel")
-    parser.add_argument("--code", metavar="N", type=_count, help="close: with this code (default: 1001)")
-    parser.add_argument("--reason", metavar="TEXT", default="", help="close: with this reason")
+    parser.add_argument(
+        "--code", metavar="N", type=_count, help="with this code (default: close 1001, move drain.close_code)"
+    )
+    parser.add_argument("--reason", metavar="TEXT", default="", help="close, move: with this reason")
     parser.add_argument("--yes", action="store_true", help="close: don't ask")
     _api(parser)
     _json(parser)

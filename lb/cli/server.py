@@ -35,7 +35,7 @@ class Unknown(Exception):
 def server(arguments: argparse.Namespace) -> int:
     """`lb server`: 0 when it is shown or changed, 1 when it can't be, 2 when the actions are wrong."""
     try:
-        change = change_of(arguments.actions)
+        change = change_of(arguments.actions, arguments.spread, keep_tunnels=arguments.keep_tunnels)
     except WrongAction as error:
         print_error(error)
         return EXIT_USAGE
@@ -49,8 +49,11 @@ def server(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def change_of(actions: Sequence[str]) -> ServerChange | None:
-    """What `actions` say together; `None` when there are none. Raises `WrongAction`."""
+def change_of(
+    actions: Sequence[str], spread: float | None = None, *, keep_tunnels: bool = False
+) -> ServerChange | None:
+    """What `actions` say together; `None` when there are none. `spread` (seconds) and `keep_tunnels` go with
+    a drain. Raises `WrongAction`."""
     admin: AdminState | None = None
     weight: int | None = None
     for action in actions:
@@ -67,11 +70,18 @@ def change_of(actions: Sequence[str]) -> ServerChange | None:
             near = difflib.get_close_matches(action, [*_STATES, "weight="], 1)
             hint = f"did you mean {near[0]}?" if near else f"expected {_ACTIONS}"
             raise WrongAction(f"unknown action {action!r}; {hint}")
+    if (spread is not None or keep_tunnels) and admin != "drain":
+        raise WrongAction("--spread and --keep-tunnels go with drain")
+    if spread is not None and keep_tunnels:
+        raise WrongAction("--keep-tunnels leaves the tunnels alone: leave out one of it and --spread")
     if not actions:
         return None
+    wanted = {"admin": admin, "weight": weight, "spread": spread, "keep_tunnels": keep_tunnels}
     try:
-        return msgspec.convert({"admin": admin, "weight": weight}, ServerChange)
+        return msgspec.convert(wanted, ServerChange)
     except msgspec.ValidationError as error:
+        if "spread" in str(error):
+            raise WrongAction("--spread: at most 24h") from error
         raise WrongAction(f"weight={weight}: {str(error).partition(' - at')[0].lower()}") from error
 
 

@@ -1,14 +1,14 @@
-"""`lb tunnels`: lists the established WebSockets, and closes them."""
+"""`lb tunnels`: lists the established WebSockets, closes them, and moves them to other servers."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from lb.admin.views import Closed, TunnelClose, TunnelPage, TunnelView
+from lb.admin.views import Closed, Moved, TunnelClose, TunnelMove, TunnelPage, TunnelView
 from lb.cli import address
 from lb.cli.api import Api, Refused
 from lb.cli.client import Unreachable
@@ -21,8 +21,28 @@ LIMIT: Final = 100  # shown unless told otherwise
 _PAGE: Final = 1000
 _WORDS: Final = ("route", "pool", "server", "client")
 _TIMES: Final = ("older", "idle")
+_ACTIONS: Final = ("list", "close", "move")
+# What goes with which action; what is not here goes with all.
+_GIVEN: Final = {
+    "ids": ("close",),
+    "route": ("list", "close"),
+    "client": ("list", "close"),
+    "older": ("list", "close"),
+    "idle": ("list", "close"),
+    "worker": ("list",),
+    "limit": ("list",),
+    "all": ("list", "close"),
+    "to": ("move",),
+    "count": ("move",),
+    "code": ("close", "move"),
+    "reason": ("close", "move"),
+    "spread": ("close", "move"),
+}
 # Workers are asked one after the other, and a stuck one is waited for.
 _TIMEOUT: Final = 30.0
+
+
+_What = TypeVar("_What", TunnelClose, TunnelMove)
 
 
 class WrongUse(Exception):
@@ -34,7 +54,7 @@ def tunnels(arguments: argparse.Namespace) -> int:
     try:
         action = _action(arguments)
         api = Api(address.find(arguments.config, arguments.admin, arguments.token_file), _TIMEOUT)
-        return _close(api, arguments) if action == "close" else _list(api, arguments)
+        return {"close": _close, "move": _move, "list": _list}[action](api, arguments)
     except WrongUse as error:
         print_error(error)
         return EXIT_USAGE
@@ -44,20 +64,25 @@ def tunnels(arguments: argparse.Namespace) -> int:
 
 def _action(arguments: argparse.Namespace) -> str:
     action = arguments.action
-    if action == "move":
-        raise WrongUse("lb tunnels move is not supported yet; lb tunnels close ends them politely")
-    if action not in ("list", "close"):
-        raise WrongUse(f"unknown action {action!r}; expected list or close")
-    if action == "list" and (arguments.ids or arguments.code is not None or arguments.reason):
-        raise WrongUse("ids, --code and --reason go with lb tunnels close")
+    if action not in _ACTIONS:
+        raise WrongUse(f"unknown action {action!r}; expected list, close or move")
+    wrong = [option for option in _GIVEN if _is_given(arguments, option) and action not in _GIVEN[option]]
+    if wrong:
+        option = wrong[0] if wrong[0] == "ids" else f"--{wrong[0]}"
+        raise WrongUse(f"{option} goes with lb tunnels {' or '.join(_GIVEN[wrong[0]])}, not with {action}")
     if action == "close":
         _check_close(arguments)
+    if action == "move" and arguments.pool is None:
+        raise WrongUse("lb tunnels move needs --pool, whose servers it makes even")
     return str(action)
 
 
+def _is_given(arguments: argparse.Namespace, option: str) -> bool:
+    value = getattr(arguments, option)
+    return bool(value) or (value is not None and isinstance(value, (int, float)) and value is not False)
+
+
 def _check_close(arguments: argparse.Namespace) -> None:
-    if arguments.worker is not None or arguments.limit is not None:
-        raise WrongUse("lb tunnels close takes no --worker and no --limit; name what to close otherwise")
     chosen = bool(arguments.ids or filters(arguments))
     if not chosen and not arguments.all:
         raise WrongUse("name ids or filters, or --all to close every tunnel")
@@ -168,7 +193,8 @@ def _close(api: Api, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(closed)
     else:
-        print(f"{_count(closed.count)} being closed with code {what.code}")
+        within = f" within {format_duration(what.spread)}" if what.spread else ""
+        print(f"{_count(closed.count)} being closed with code {what.code}{within}")
     return _told_missing(closed.missing)
 
 
@@ -178,8 +204,14 @@ def _what(arguments: argparse.Namespace) -> TunnelClose:
         given["code"] = arguments.code
     if arguments.reason:
         given["reason"] = arguments.reason
+    if arguments.spread is not None:
+        given["spread"] = arguments.spread
+    return _converted(given, TunnelClose)
+
+
+def _converted(given: dict[str, Any], kind: type[_What]) -> _What:
     try:
-        return msgspec.convert(given, TunnelClose)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$.")
         if place.startswith("ids["):
@@ -197,6 +229,26 @@ def _confirmed(api: Api, arguments: argparse.Namespace, what: TunnelClose) -> bo
         of = ", ".join(f"{name} {_said(value)}" for name, value in query.items()) or "ALL that are open"
     print(f"close {_count(count)} ({of}) with code {what.code}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# --- move ----------------------------------------------------------------------------------------------
+
+
+def _move(api: Api, arguments: argparse.Namespace) -> int:
+    names = ("pool", "server", "to", "count", "spread", "code", "reason")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) not in (None, "")}
+    moved = api.send("POST", "tunnels/move", _converted(given, TunnelMove), Moved)
+    if arguments.json:
+        print_json(moved)
+    elif not moved.count:
+        print("nothing to move: no server has more tunnels than its share")
+    else:
+        print(f"{_count(moved.count)} asked to move: " + _from_where(moved))
+    return _told_missing(moved.missing)
+
+
+def _from_where(moved: Moved) -> str:
+    return ", ".join(f"{count} from {clean(name)}" for name, count in moved.servers.items())
 
 
 def _said(value: str | float) -> str:

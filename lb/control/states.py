@@ -96,25 +96,22 @@ class ServerStates:
             self._release(pool, server)
         before = self.admin(server)
         emptied = self._set_empty_by(server, spread if admin is Admin.DRAIN else None)
-        if admin is before:
-            if emptied:
-                self._changed(server)
-                self._tell_empty(pool, server, spread)
+        if admin is before and not emptied:
             return
         if admin is Admin.READY:
             self._set(server, StateCell.RETURNED, time.monotonic_ns())
         self._set(server, StateCell.ADMIN, admin)
         self._changed(server)
+        self._tell_admin(pool, server, admin, spread)
+
+    def _tell_admin(self, pool: str, server: ServerSpec, admin: Admin, spread: float | None) -> None:
         word = admin.name.lower()
-        self._events.add(
-            "server-admin",
-            f"{pool}/{server.name} is set to {word}",
-            pool=pool,
-            server=server.name,
-            admin=word,
-        )
-        if emptied and admin is Admin.DRAIN:
-            self._tell_empty(pool, server, spread)
+        text = f"{pool}/{server.name} is set to {word}"
+        fields: dict[str, str | int | float] = {"pool": pool, "server": server.name, "admin": word}
+        if admin is Admin.DRAIN and spread is not None:
+            text += f", its tunnels are asked to move within {spread:g}s"
+            fields["spread"] = spread
+        self._events.add("server-admin", text, **fields)
 
     def _set_empty_by(self, server: ServerSpec, spread: float | None) -> bool:
         """When the server shall have no tunnels any more; whether that is something new."""
@@ -124,11 +121,6 @@ class ServerStates:
             return before != 0
         self._set(server, StateCell.EMPTY_BY, time.monotonic_ns() + int(spread * NANOSECONDS))
         return True
-
-    def _tell_empty(self, pool: str, server: ServerSpec, spread: float | None) -> None:
-        text = f"{pool}/{server.name}: "
-        text += "its tunnels stay" if spread is None else f"its tunnels are asked to move within {spread:g}s"
-        self._events.add("server-admin", text, pool=pool, server=server.name, spread=spread or 0.0)
 
     def empty_by(self, server: ServerSpec) -> float:
         """When the server shall have no tunnels any more, in monotonic seconds; 0.0: they stay."""

@@ -72,8 +72,38 @@ def test_a_server_is_shown(server: AdminServer, capsys: Capture) -> None:
 def test_several_actions_are_one_change(server: AdminServer, capsys: Capture) -> None:
     server.says(f"PATCH {ONE}", server_view(state="drain", admin="drain"))
     assert main(["server", "web/10.0.0.1:80", "drain", "--admin", server.address, "weight=3"]) == 0
-    assert server.bodies(f"PATCH {ONE}") == [{"admin": "drain", "weight": 3}]
+    sent = {"admin": "drain", "weight": 3, "spread": None, "keep_tunnels": False}
+    assert server.bodies(f"PATCH {ONE}") == [sent]
     assert capsys.readouterr().out.startswith("web/10.0.0.1:80: drain\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "spread", "keep"), [(["--spread", "1m"], 60.0, False), (["--keep-tunnels"], None, True)]
+)
+def test_a_drain_moves_tunnels_or_not(
+    options: list[str], spread: float | None, keep: bool, server: AdminServer
+) -> None:
+    server.says(f"PATCH {ONE}", server_view(state="drain", admin="drain"))
+    assert main(["server", "web/10.0.0.1:80", "drain", *options, "--admin", server.address]) == 0
+    sent = server.bodies(f"PATCH {ONE}")[0]
+    assert (sent["spread"], sent["keep_tunnels"]) == (spread, keep)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ready", "--spread", "1m"], "go with drain"),
+        (["--keep-tunnels"], "go with drain"),
+        (["drain", "--keep-tunnels", "--spread", "1m"], "leave out one of it and --spread"),
+        (["drain", "--spread", "25h"], "--spread: at most 24h"),
+    ],
+)
+def test_what_is_said_of_tunnels_goes_with_a_drain(
+    arguments: list[str], says: str, server: AdminServer, capsys: Capture
+) -> None:
+    assert main(["server", "web/10.0.0.1:80", *arguments, "--admin", server.address]) == 2
+    assert says in capsys.readouterr().err
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.admin.views import Closed, TunnelPage
+from lb.admin.views import Closed, Moved, TunnelPage
 from lb.cli import main
 from tests.unit.admin_server import AdminServer, tunnel_view
 from tests.unit.terminal import Terminal
@@ -113,18 +113,47 @@ def test_close_all(server: AdminServer) -> None:
     assert server.bodies("POST tunnels/close")[0]["all"] is True
 
 
+def test_close_over_a_time(server: AdminServer, capsys: Capture) -> None:
+    assert run(server, "close", "--pool", "web", "--spread", "1m30s") == 0
+    assert server.bodies("POST tunnels/close")[0]["spread"] == 90.0
+    assert "within 90s" in capsys.readouterr().out
+
+
+def test_move(server: AdminServer, capsys: Capture) -> None:
+    server.says("POST tunnels/move", Moved(count=5, servers={"a": 2, "b": 3}, missing=()))
+    arguments = ["--pool", "web", "--server", "a", "--to", "c", "--count", "5", "--spread", "0s"]
+    assert run(server, "move", *arguments) == 0
+    assert server.bodies("POST tunnels/move") == [
+        {"pool": "web", "server": "a", "to": "c", "count": 5, "spread": 0.0, "code": None, "reason": ""}
+    ]
+    assert capsys.readouterr().out == "5 tunnels asked to move: 2 from a, 3 from b\n"
+
+
+def test_nothing_to_move(server: AdminServer, capsys: Capture) -> None:
+    server.says("POST tunnels/move", Moved(count=0, servers={}, missing=(1,)))
+    assert run(server, "move", "--pool", "web") == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("nothing to move")
+    assert "worker 1 did not answer" in said.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["close"], "--all to close every tunnel"),
         (["close", "--all", "--pool", "web"], "leave"),
-        (["close", "--worker", "1", "--pool", "web"], "no --worker"),
-        (["close", "--limit", "1", "--pool", "web"], "no --limit"),
+        (["close", "--worker", "1", "--pool", "web"], "--worker goes with lb tunnels list, not with close"),
+        (["close", "--limit", "1", "--pool", "web"], "--limit goes with lb tunnels list"),
         (["close", "--code", "999", "0-1-1"], "--code: expected"),
         (["close", "x"], "slot-pid-number"),
         (["close", "--reason", "x" * 200, "0-1-1"], "--reason"),
-        (["move"], "not supported yet"),
-        (["colse"], "expected list or close"),
+        (["move"], "needs --pool"),
+        (["move", "--pool", "web", "--all"], "--all goes with lb tunnels list or close, not with move"),
+        (["move", "--pool", "web", "0-1-1"], "ids goes with lb tunnels close, not with move"),
+        (["move", "--pool", "web", "--spread", "2d"], "--spread: expected"),
+        (["close", "--to", "web-2", "--pool", "web"], "--to goes with lb tunnels move, not with close"),
+        (["--spread", "5s"], "--spread goes with lb tunnels close or move, not with list"),
+        (["colse"], "expected list, close or move"),
         (["list", "0-100-1"], "lb tunnels close"),
         (["--code", "1012"], "lb tunnels close"),
     ],
