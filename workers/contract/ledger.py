@@ -105,7 +105,8 @@ class AccountCell(enum.IntEnum):
 # position where a head was cut (its length in the low byte of the second HEAD cell), or FRAME_LOST.
 FRAME_LOST: Final = -1
 FRAME_HEAD: Final = 1 << 60
-CLOSE_SENT_CLIENT: Final = 1 << 16
+CLOSE_CODE: Final = 0xFFFF
+CLOSE_SENT_CLIENT: Final = 1 << 16  # our Close is in the client's stream, on its way to the server
 CLOSE_SENT_SERVER: Final = 1 << 17
 
 assert EntryCell.WIDTH * CELL <= RECORD_AT

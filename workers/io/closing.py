@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from workers.contract.ledger import CLOSE_SENT_CLIENT, CLOSE_SENT_SERVER
 from workers.core.frames import close_frame
 from workers.io.tls import TlsStream, TlsTruncated
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 PATIENCE: Final = 5.0
+_SENT: Final = {"client": CLOSE_SENT_CLIENT, "server": CLOSE_SENT_SERVER}
 
 
 class Closing:
     """What a tunnel holds while it is being closed."""
 
-    __slots__ = ("frames", "tunnel", "waiting")
+    __slots__ = ("frames", "sent", "tunnel", "waiting")
 
     def __init__(self, tunnel: Tunnel, code: int, reason: str) -> None:
         self.tunnel = tunnel
@@ -33,6 +35,15 @@ class Closing:
             "client": close_frame(code, reason, os.urandom(4)),
         }
         self.waiting = {"client", "server"}  # whose own Close has not come
+        self.sent = 0  # CLOSE_SENT_* of the ledger
+
+    def go_on(self, sent: int) -> None:
+        """Goes on where another worker was: `sent` says in which streams our Close is already."""
+        self.sent = sent
+        for name, flag in _SENT.items():
+            if sent & flag:
+                self.frames.pop(name)
+        self.begin()
 
     def begin(self) -> None:
         """Sends what can be sent at once, and waits for the rest."""
@@ -61,8 +72,16 @@ class Closing:
         frame = self.frames.pop(pipe.name)
         if tracker.close_code is None:
             pipe.inject(frame)
+            self.sent |= _SENT[pipe.name]
+            self._note()
         else:
             self.waiting.discard(pipe.name)
+
+    def _note(self) -> None:
+        """Puts down where this stands, for a successor."""
+        tunnel = self.tunnel
+        if tunnel.open and tunnel.entry >= 0:
+            tunnel.worker.keeping.note_closing(tunnel, (tunnel.code or 0) | self.sent)
 
     def _is_silent(self, pipe: Pipe) -> None:
         """Nothing more comes from this side."""
@@ -144,6 +163,18 @@ def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
     if any(tracker is None or tracker.lost for tracker in trackers):
         tunnel.stop()
         return
+    _begin(tunnel, code, reason, 0)
+
+
+def close_on(tunnel: Tunnel, code: int, sent: int) -> None:
+    """Closes a tunnel on that another worker was closing; `sent` is what it had done (CLOSE_SENT_*)."""
+    if tunnel.from_client.tracker is None:
+        tunnel.stop()
+    else:
+        _begin(tunnel, code, "", sent)
+
+
+def _begin(tunnel: Tunnel, code: int, reason: str, sent: int) -> None:
     tunnel.closer = tunnel.closer or "lb"
     tunnel.code = code
     tunnel.stay()
@@ -151,4 +182,5 @@ def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
     tunnel.closing = closing
     tunnel.worker.wheel.drop(tunnel)
     tunnel.worker.wheel.arm(tunnel, tunnel.worker.now + PATIENCE)
-    closing.begin()
+    tunnel.worker.keeping.note_closing(tunnel, code)
+    closing.go_on(sent)

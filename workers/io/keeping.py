@@ -20,8 +20,6 @@ from workers.contract import messages
 from workers.contract.cells import WorkerCell
 from workers.contract.ledger import (
     BUFFER,
-    CELL,
-    FRAME_HEAD,
     FRAME_LOST,
     MAX_RECORD,
     POSITION_BITS,
@@ -36,6 +34,7 @@ from workers.contract.ledger import (
 from workers.contract.tunnels import Drop, Hold
 from workers.core.frames import FrameTracker
 from workers.io import records, tcpinfo
+from workers.io.estate import put_frame
 
 if TYPE_CHECKING:
     from workers.io.pipe import Pipe
@@ -49,7 +48,6 @@ _SPARE: Final = 16  # shelves that are kept in memory for the next one
 _ACCOUNTS: Final = (int(DirectionCell.FIRST), int(DirectionCell.SECOND))
 _ACCOUNT: Final = int(DirectionCell.ACCOUNT)
 _FRAME: Final = int(DirectionCell.FRAME)
-_HEAD: Final = int(DirectionCell.HEAD)
 _SAFE: Final = int(WorkerCell.SAFE)
 
 
@@ -67,15 +65,13 @@ class Keeping:
         self._young: deque[Tunnel] = deque()
         self._unheld: dict[int, Tunnel] = {}  # by entry: on the ledger, and not with the keeper yet
         self._undropped: deque[int] = deque()
-        self._free: list[int] = []
         self._used = int(area.cells[area.head + HeadCell.USED])
         self._free_shelves: list[int] = []
         self._warm = 0  # how many of those, at the end, still have memory
         self._fresh_shelf = 0
         # Entries and shelves of a predecessor, until the keeper has said which are given back.
-        self.inherited = [index for index in range(self._used) if area.state(index) != State.FREE]
-        taken = set(self.inherited)
-        self._free = [index for index in range(self._used - 1, -1, -1) if index not in taken]
+        self.inherited = {index for index in range(self._used) if area.state(index) != State.FREE}
+        self._free = [index for index in range(self._used - 1, -1, -1) if index not in self.inherited]
         self._taken_shelves = {shelf for index in self.inherited for shelf in self._shelves_of(index)}
 
     # --- the keeper ----------------------------------------------------------------------------------
@@ -83,6 +79,7 @@ class Keeping:
     def use(self, channel: socket.socket) -> None:
         """Lets the keeper behind `channel` hold the tunnels from now on. (An earlier one is gone.)"""
         self.lose()
+        channel.setblocking(False)
         self.channel = channel
         self._young = deque(tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry < 0)
 
@@ -262,19 +259,12 @@ class Keeping:
 
     def note_frame(self, pipe: Pipe, tracker: FrameTracker) -> None:
         """Where the frame ends that the stream is in; nothing has to be said between two frames."""
-        cells, at = self.cells, pipe.account + _FRAME
-        position = pipe.total
-        if tracker.lost:
-            cells[at] = FRAME_LOST
-        elif tracker.head:
-            cells[at] = FRAME_LOST  # while the head is being written
-            head = tracker.head
-            where = (pipe.account + _HEAD) * CELL
-            self.area.memory[where : where + 2 * CELL] = head.ljust(2 * CELL - 1, b"\0") + bytes((len(head),))
-            cells[at] = FRAME_HEAD | position
-        else:
-            end = position + tracker.left
-            cells[at] = end if end < FRAME_HEAD else FRAME_LOST
+        put_frame(self.area, pipe.account, pipe.total, tracker)
+
+    def note_closing(self, tunnel: Tunnel, code: int) -> None:
+        """`tunnel` is being closed with `code`, to which CLOSE_SENT_* is added where our Close was sent."""
+        if tunnel.entry >= 0:
+            self.cells[self.area.entry(tunnel.entry) + EntryCell.CLOSING] = code
 
     def shelve(self, pipe: Pipe, data: bytes | memoryview) -> bytes | memoryview:
         """Accounts for `data` as all that waits in `pipe`, and returns it as it is kept: on a shelf, where
@@ -339,14 +329,20 @@ class Keeping:
         """`tunnel` goes on where the predecessor's at `entry` stood; the keeper has it already."""
         self._begin(tunnel, entry)
         self.cells[self.area.entry(entry) + EntryCell.RESTORED] += 1
-        self.inherited.remove(entry)
+        self.inherited.discard(entry)
+
+    def disinherit(self, entry: int) -> None:
+        """What the predecessor had at `entry` is over."""
+        if entry in self.inherited:
+            self.inherited.remove(entry)
+            self.free(entry)
 
     def end_inheritance(self) -> None:
         """Whatever the keeper did not give back is nobody's: its entries and shelves may be used."""
         for entry in self.inherited:
             self.cells[2 * entry] = State.FREE
             self._free.append(entry)
-        self.inherited = []
+        self.inherited = set()
         for shelf in self._taken_shelves:
             if shelf < self._fresh_shelf:
                 self._give_shelf(shelf)

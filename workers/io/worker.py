@@ -31,6 +31,7 @@ from workers.io.pacing import Pacer
 from workers.io.pipe import Pipe
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
+from workers.io.reclaiming import Reclaiming
 from workers.io.returns import Returns
 from workers.io.tls import TlsStream
 from workers.io.transfer import Transfer
@@ -73,6 +74,7 @@ class Worker:
         # What tunnels receive into, and where they write down from which position on (see `pipe`).
         self.relay = self.keeping.relay
         self.mark = self.keeping.mark
+        self._reclaims = False  # whether a predecessor's tunnels are to be asked for, once all is ready
         self.random_bits = random.Random().getrandbits
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
@@ -80,7 +82,7 @@ class Worker:
         self._last_tunnel = 0
         self.pacer = Pacer(self)
         self.returns = Returns(self)
-        self.handovers = Handovers(self, self._say)
+        self.handovers = Handovers(self, self.say)
         self.untold: list[Pipe] = []  # directions of tunnels whose figures the scoreboard has not yet
         self.listeners: dict[str, Listener] = {}
         self.acceptors: list[Acceptor] = []
@@ -159,7 +161,7 @@ class Worker:
         self.loop.add_bell(self.bells.workers, self._on_bell)
         self.loop.keep_reader(self.channel.fileno())
         self.loop.keep_reader(self.bells.workers)
-        self._say(messages.Ready(pid=os.getpid()))
+        self.say(messages.Ready(pid=os.getpid()))
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -211,7 +213,8 @@ class Worker:
 
     # --- the channel ---------------------------------------------------------------------------------
 
-    def _say(self, message: messages.AnyMessage) -> None:
+    def say(self, message: messages.AnyMessage) -> None:
+        """Tells the master."""
         try:
             messages.send(self.channel, message)
         except BlockingIOError:
@@ -256,11 +259,11 @@ class Worker:
             case messages.Take():
                 self.handovers.take(message, fds)
             case messages.ListTunnels():
-                self._say(tunnel_desk.page(self.tunnels, message, time.monotonic()))
+                self.say(tunnel_desk.page(self.tunnels, message, time.monotonic()))
             case messages.CloseTunnels():
-                self._say(tunnel_desk.close(self, message))
+                self.say(tunnel_desk.close(self, message))
             case messages.MoveTunnels():
-                self._say(tunnel_desk.move(self, message))
+                self.say(tunnel_desk.move(self, message))
             case _:
                 self.log.error("message that a worker does not know", message=type(message).__name__)
 
@@ -268,6 +271,13 @@ class Worker:
         """The way to the keeper, or to its successor."""
         channel = socket.socket(fileno=fds[0])
         self.keeping.use(channel)
+        self._reclaiming = Reclaiming(self, channel)
+        if not reclaim:
+            self.keeping.end_inheritance()
+        elif self.current is not None:
+            self._reclaiming.ask()
+        else:
+            self._reclaims = True
 
     def _prepare(self, generation: int) -> None:
         self._abort_prepared()
@@ -278,17 +288,17 @@ class Worker:
             _close_all(fd for _, fd in roles)
             # A text with a surrogate, as of an undecodable file name, could not be sent.
             text = str(error).encode("utf-8", "replace").decode("utf-8")
-            self._say(messages.Refused(generation=generation, error=text))
+            self.say(messages.Refused(generation=generation, error=text))
             return
         except Exception as error:
             # A bug of ours, which must not cost the reloads to come: the master is told, and goes on.
             _close_all(fd for _, fd in roles)
             self._failed(error, self._on_channel)
-            self._say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
+            self.say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
             return
         _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
         self._prepared = prepared
-        self._say(messages.Prepared(generation=generation))
+        self.say(messages.Prepared(generation=generation))
 
     def _commit(self, generation: int) -> None:
         prepared = self._prepared
@@ -303,7 +313,10 @@ class Worker:
         cells = self.slab.cells
         cells[WorkerCell.GENERATION] = generation
         cells[WorkerCell.LISTENERS] = len(self.acceptors)
-        self._say(messages.Committed(generation=generation))
+        self.say(messages.Committed(generation=generation))
+        if self._reclaims:
+            self._reclaims = False
+            self._reclaiming.ask()
 
     def _set_journal(self, prepared: Prepared) -> None:
         spec = prepared.snapshot.access_log

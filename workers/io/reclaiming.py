@@ -1,0 +1,130 @@
+"""Taking over what a dead predecessor left: its keeper gives the sockets back, the ledger says the rest."""
+
+from __future__ import annotations
+
+import socket
+from _socket import socket as RawSocket
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from workers.contract import messages
+from workers.contract.cells import MigrationReason, MigrationResult, WorkerCell
+from workers.contract.ledger import CLOSE_CODE, EntryCell
+from workers.contract.messages import Reclaimed
+from workers.contract.snapshot import DECODE_ERRORS
+from workers.contract.tunnels import Back, BackEnd, Reclaim, decode_record, receive_keeping
+from workers.core.recovery import Unproved
+from workers.io import adoption, tcpinfo
+from workers.io.closing import close_on
+from workers.io.endpoint import sever
+from workers.io.estate import Estate
+
+if TYPE_CHECKING:
+    from workers.io.tunnel import Tunnel
+    from workers.io.worker import Worker
+
+_CRASH: Final = int(WorkerCell.MIGRATIONS) + MigrationReason.CRASH * MigrationResult.WIDTH
+
+
+class Reclaiming:
+    """The way to the keeper, as far as it is read: what comes back, and its end."""
+
+    def __init__(self, worker: Worker, channel: socket.socket) -> None:
+        self._worker = worker
+        self._channel = channel
+        self._estate = Estate(worker.keeping.area)
+        self._restored = 0
+        self._closed = 0
+        self._waiting = False  # for what the predecessor left
+        worker.loop.add_reader(channel.fileno(), self._on_readable)
+
+    def ask(self) -> None:
+        """Asks for what the predecessor left. To be called once the configuration is served."""
+        self._waiting = True
+        try:
+            messages.send(self._channel, Reclaim())
+        except OSError as error:
+            self._worker.log.error("the predecessor's tunnels can't be asked for", error=error)
+            self._lost()
+
+    def _on_readable(self) -> None:
+        try:
+            received = receive_keeping(self._channel)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._worker.log.error("the keeper can't be heard", error=error)
+            received = None
+        if received is None:
+            self._lost()
+            return
+        message, fds = received
+        match message:
+            case Back(entries=entries):
+                pairs = iter(fds)
+                for entry, client, server in zip(entries, pairs, pairs, strict=False):
+                    self._take(entry, RawSocket(fileno=client), RawSocket(fileno=server))
+            case BackEnd(lost=lost):
+                self._worker.slab.cells[_CRASH + MigrationResult.UNPROVED] += lost
+                self._closed += lost
+                self._end()
+            case _:
+                self._worker.log.error(
+                    "the keeper says what is not its to say", message=type(message).__name__
+                )
+
+    def _lost(self) -> None:
+        """The keeper is gone, and with it what it had not given back yet."""
+        self._worker.keeping.lose()
+        self._end()
+
+    def _end(self) -> None:
+        self._worker.keeping.end_inheritance()
+        if self._waiting:
+            self._waiting = False
+            self._worker.say(Reclaimed(restored=self._restored, closed=self._closed))
+
+    # --- one tunnel ----------------------------------------------------------------------------------
+
+    def _take(self, entry: int, client: RawSocket, server: RawSocket) -> None:
+        worker = self._worker
+        cells = worker.slab.cells
+        try:
+            tunnel = self._restore(entry, client, server)
+        except (Unproved, adoption.NotAdopted, OSError, *DECODE_ERRORS) as error:
+            # Where an end has failed there is nothing to prove and nobody to go on.
+            gone = any(_is_closed(sock) for sock in (client, server))
+            cells[_CRASH + (MigrationResult.GONE if gone else MigrationResult.UNPROVED)] += 1
+            if not gone:
+                worker.log.error("a tunnel is closed: it can't go on exactly", entry=entry, error=error)
+            self._closed += 1
+            for sock in (client, server):
+                sever(sock, failed=True)
+                sock.close()
+            worker.keeping.disinherit(entry)
+            return
+        cells[_CRASH + MigrationResult.OK] += 1
+        self._restored += 1
+        code = int(worker.keeping.cells[worker.keeping.area.entry(entry) + EntryCell.CLOSING])
+        worker.keeping.take_back(tunnel, entry)
+        adoption.enter(tunnel)
+        if code and tunnel.open:
+            close_on(tunnel, code & CLOSE_CODE, code & ~CLOSE_CODE)
+
+    def _restore(self, entry: int, client: RawSocket, server: RawSocket) -> Tunnel:
+        up, down = self._estate.streams(entry, client, server)
+        record = decode_record(self._worker.keeping.area.record(entry))
+        record = msgspec.structs.replace(record, client=up.record, server=down.record, seen=self._worker.now)
+        waiting = up.unsent, down.unsent
+        tunnel = adoption.adopt(self._worker, record, client.fileno(), server.fileno(), waiting)
+        client.detach()
+        server.detach()
+        return tunnel
+
+
+def _is_closed(sock: RawSocket) -> bool:
+    try:
+        return tcpinfo.counts(sock).state == tcpinfo.CLOSE
+    except OSError:
+        return True
