@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from lb.cli import control, files, options, server, tunnels
+from lb.cli import control, files, options, server, tunnels, upgrade
 from lb.cli.version import version
 from lb.master.failures import EXIT_USAGE
 
@@ -86,6 +86,12 @@ COMMANDS: Final = {
         "lb tunnels close --server 10.0.0.11:9000 --older 1h --code 1012 --spread 1m",
         options.tunnels,
         tunnels.tunnels,
+    ),
+    "upgrade": Command(
+        "put the release that is installed now in the place of the running one; no connection ends by it",
+        "lb upgrade -c lb.toml",
+        options.upgrade,
+        upgrade.upgrade,
     ),
     "stop": Command(
         "stop a running lb and wait for its end", "lb stop -c lb.toml", options.stop, control.stop

@@ -99,6 +99,12 @@ def stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--now", action="store_true", help="don't wait for what is in flight")
 
 
+def upgrade(parser: argparse.ArgumentParser) -> None:
+    """`upgrade`."""
+    _running(parser, "its command socket, unix:/path/command.sock")
+    _json(parser)
+
+
 def server(parser: argparse.ArgumentParser) -> None:
     """`server`."""
     parser.add_argument(

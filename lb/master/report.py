@@ -61,11 +61,13 @@ class ReloadReport(Report, frozen=True, kw_only=True):
 
 
 class UpgradeOutcome(Report, frozen=True, kw_only=True):
-    """How an upgrade in place ended. `error` says why it did not happen: then nothing has changed."""
+    """How an upgrade in place ended. `error` says why it did not happen: nothing has changed then, unless the
+    new release was `executed` already."""
 
     ok: bool
     before: str  # the version that ran
     after: str = ""  # that runs now, or would have
+    executed: bool = False
     error: str = ""
     seconds: float = 0.0
     at: float = 0.0  # Unix time

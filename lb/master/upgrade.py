@@ -61,8 +61,8 @@ class Upgrader:
         self._replies: list[Respond] = []
         self._began = 0.0
         self._rest_by = 0.0
-        self._before = instance.version
-        self._after = ""
+        self._before = self._after = ""
+        self._executed = False  # whether this is the successor
         self._closed = ""  # why none is possible any more
 
     @property
@@ -81,6 +81,7 @@ class Upgrader:
                 respond(Reply(error=why, pid=os.getpid()))
             return
         self._replies = [] if respond is None else [respond]
+        self._before, self._after, self._executed = self._instance.version, "", False
         self._began = time.monotonic()
         self._log.info("upgrade begins", version=self._instance.version)
         self.on_start()
@@ -186,6 +187,7 @@ class Upgrader:
         self.report = state.upgrades
         self._began, self._before, self._after = state.began, state.version, self._instance.version
         self._replies = replies
+        self._executed = True
 
     def succeed(self) -> None:
         """In the successor: the new workers serve."""
@@ -207,6 +209,7 @@ class Upgrader:
             ok=not error,
             before=self._before,
             after=self._after,
+            executed=self._executed,
             error=error,
             seconds=round(time.monotonic() - self._began, 3),
             at=time.time(),
