@@ -177,6 +177,7 @@ class _Pool(NamedTuple):
             tunnels_by_worker={
                 str(slot): count for slot, count in self.figures.tunnels_by_worker(spec).items()
             },
+            empty_by=self._unix(self.control.states.empty_by(spec)),
         )
 
     def _unix(self, monotonic: float) -> float:

@@ -80,6 +80,7 @@ class ServerView(View, frozen=True, kw_only=True):
     ejections: int
     last_check: LastCheck | None
     tunnels_by_worker: dict[str, int]  # by worker slot
+    empty_by: float  # until when its tunnels are asked to move; 0: they are not
 
 
 class AdmissionView(View, frozen=True, kw_only=True):

@@ -47,6 +47,7 @@ def server(name: str, number: int, **changes: Any) -> views.ServerView:
         checks_failed=0,
         ejections=0,
         tunnels_by_worker={"0": 5, "1": 7},
+        empty_by=0,
         last_check=views.LastCheck(result="ok", detail="", at=time.time() - 1, seconds=0.0021),
     )
     return msgspec.structs.replace(view, **changes)
@@ -58,7 +59,9 @@ def servers() -> list[views.ServerView]:
     failed = views.LastCheck(result="connect", detail="connection refused", at=now - 2, seconds=0.001)
     return [
         server("a:9000", 1),
-        server("b:9000", 2, state="drain", admin="drain", since=now - 75, effective_weight=0),
+        server(
+            "b:9000", 2, state="drain", admin="drain", since=now - 75, effective_weight=0, empty_by=now + 900
+        ),
         server(
             "c:9000",
             3,

@@ -220,7 +220,7 @@ def test_a_server_is_drained_by_keyboard_alone(page: Page, stand_in: tuple[Stand
     press_to(page, "Drain: chat/a:9000")
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("12 tunnels stay until closed; nobody is cut off.")
+    expect(dialog).to_contain_text("12 tunnels are asked to move, over the time of drain.spread.")
     expect(dialog).to_contain_text("2 requests in flight end as usual.")
     expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
     page.keyboard.press("Escape")
@@ -235,6 +235,37 @@ def test_a_server_is_drained_by_keyboard_alone(page: Page, stand_in: tuple[Stand
     button = page.get_by_role("button", name="Drain: chat/a:9000")
     expect(button).to_be_focused()
     expect(button).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_drain_can_leave_the_tunnels_alone(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    api, address = stand_in
+    enter(page, address)
+    server_row(page, "a:9000").get_by_role("button", name="Drain").click()
+    page.get_by_label("Leave its tunnels where they are").check()
+    page.get_by_role("button", name="Drain", exact=True).click()
+    expect(page.locator("#said")).to_have_text("chat/a:9000 drains")
+    assert api.changes == [("a:9000", {"admin": "drain", "keep_tunnels": True})]
+
+
+def test_what_becomes_of_tunnels(page: Page, stand_in: tuple[StandIn, str]) -> None:
+    """Which are crash-safe, how many moved, were lost, wait to be closed or for admission."""
+    api, address = stand_in
+    enter(page, address)
+    tunnels = page.locator(".figure").filter(has_text="of them crash-safe")
+    expect(tunnels.locator(".figure-note")).to_have_text("56 of them crash-safe")
+    expect(server_row(page, "b:9000")).to_contain_text(re.compile(r"12 tunnels to move within 1[45] min"))
+    expect(page.locator("#restarts")).to_have_text("1 restart since the start (died 1), 2 of keepers")
+    expect(page.locator("#moves")).to_have_text("")
+    expect(page.locator(".pool-facts")).not_to_contain_text("admission")
+    api.migrations = {"crash": {"ok": 1200, "unproved": 1}, "rebalance": {"ok": 34}, "upgrade": {"ok": 0}}
+    api.closing, api.waiting = 7, 2500
+    moved = "1,234 moved since the start (crash 1,200, rebalance 34), 1 lost"
+    expect(page.locator("#moves")).to_have_text(f"{moved}. 7 wait for their turn to be closed")
+    expect(page.locator(".pool-facts")).to_contain_text("2,500 wait for admission at 500/s")
+    page.get_by_text("List of tunnels").click()
+    rows = page.locator("#tunnel-rows tr")
+    expect(rows.nth(0)).to_contain_text("plain text, crash-safe")
+    expect(rows.nth(1)).to_contain_text("TLS, not crash-safe")
 
 
 def press_to(page: Page, name: str) -> None:
@@ -438,7 +469,8 @@ def test_a_drain_click_drains(page: Page, running: Running) -> None:
         shown = page.locator("#spread-body tr", has=page.locator("td", has_text="1")).first
         name = shown.locator("th").inner_text().removeprefix("main/")
         server_row(page, name).get_by_role("button", name="Drain").click()
-        expect(page.get_by_role("dialog")).to_contain_text("1 tunnel stays until it is closed")
+        expect(page.get_by_role("dialog")).to_contain_text("1 tunnel is asked to move")
+        page.get_by_label("Leave its tunnels where they are").check()
         page.get_by_role("button", name="Drain", exact=True).click()
         expect(page.locator("#said")).to_have_text(f"main/{name} drains")
         assert api.get(f"pools/main/servers/{name}")["admin"] == "drain"

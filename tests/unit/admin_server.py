@@ -130,7 +130,7 @@ def server_view(name: str = "10.0.0.1:80", **changed: object) -> ServerView:
         "health": "up", "why": "", "since": 0.0, "ejected_until": 0.0, "weight": 1, "effective_weight": 1.0,
         "backup": False, "max_connections": None, "active": 3, "tunnels": 2, "connections": 4, "idle": 1,
         "requests": 1000, "errors": 7, "retries": 0, "checks_ok": 5, "checks_failed": 0, "ejections": 0,
-        "last_check": None, "tunnels_by_worker": {"0": 2},
+        "last_check": None, "tunnels_by_worker": {"0": 2}, "empty_by": 0.0,
     }  # fmt: skip
     return msgspec.convert({**fields, **changed}, ServerView)
 

@@ -2,6 +2,7 @@
 
 import { send } from "./api.js";
 import { confirm, say } from "./dialogs.js";
+import { element } from "./dom.js";
 import { plural } from "./format.js";
 
 /** @typedef {import("./views.js").Server} Server */
@@ -27,11 +28,12 @@ function consequences(server, admin) {
   const requests = server.active - server.tunnels;
   const tunnels = server.tunnels;
   const stay = tunnels === 1 ? "1 tunnel stays until it is closed" : `${plural(tunnels, "tunnel")} stay until closed`;
+  const move = `${plural(tunnels, "tunnel")} ${tunnels === 1 ? "is" : "are"} asked to move, over the time of drain.spread.`;
   return [
     admin === "drain"
       ? "It gets no new sessions. Clients whose sticky session is here still come."
       : "It gets nothing new at all. Clients whose sticky session is here go to another server.",
-    tunnels ? `${stay}; nobody is cut off.` : "It has no tunnels.",
+    tunnels ? (admin === "drain" ? move : `${stay}; nobody is cut off.`) : "It has no tunnels.",
     ...(requests > 0 ? [`${plural(requests, "request")} in flight ${requests === 1 ? "ends" : "end"} as usual.`] : []),
   ];
 }
@@ -67,14 +69,17 @@ export function changeServer(pool, server, admin) {
   const last = admin !== "ready" && isLast(pool, server);
   const warning = `No other server of ${pool.name} can be used: its new requests will be answered with 503.`;
   const titles = { ready: `Set ${name} to ready?`, drain: `Drain ${name}?`, maint: `Put ${name} into maintenance?` };
+  const keep = element("input", { type: "checkbox" });
+  const offersToKeep = admin === "drain" && server.tunnels > 0;
   confirm({
     title: titles[admin],
     lines: [...(last ? [warning] : []), ...consequences(server, admin)],
     go: { ready: "Set to ready", drain: "Drain", maint: "Into maintenance" }[admin],
     danger: last || admin === "maint",
+    fields: offersToKeep ? [element("label", { class: "check" }, keep, " Leave its tunnels where they are")] : [],
     act: async () => {
       const path = `pools/${encodeURIComponent(pool.name)}/servers/${encodeURIComponent(server.name)}`;
-      const now = /** @type {Server} */ (await send("PATCH", path, { admin }));
+      const now = /** @type {Server} */ (await send("PATCH", path, keep.checked ? { admin, keep_tunnels: true } : { admin }));
       return `${name} ${RESULT_WORDS[now.admin]}`;
     },
   });

@@ -51,7 +51,9 @@ export function confirm({ title, lines, go, danger = false, fields = [], act }) 
   };
   enable(true);
   dialog.showModal();
-  (fields.length ? fields[0].querySelector("input, select") : byId("question-cancel")).focus();
+  // A field that has to be filled in comes first; else what does nothing, for an Enter that is held too long.
+  const first = fields[0]?.querySelector("input:not([type=checkbox]), select") ?? byId("question-cancel");
+  first.focus();
 }
 
 /**

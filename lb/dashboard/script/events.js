@@ -14,7 +14,7 @@ const LATEST = 15_000;
 const LOOKS = [
   [/ejected|ended/, "warn", "ejected"],
   [/down|failed|refused|wedged/, "bad", "down"],
-  [/up$|returned|serves|succeeded/, "good", "up"],
+  [/up$|returned|serves|succeeded|restored|moved|^upgraded/, "good", "up"],
   [/admin/, "info", "maint"],
 ];
 

@@ -68,8 +68,10 @@ class WorkerRow {
     setText(this.slot, worker.slot);
     this.state.show(picture, tone, worker.wedged ? "wedged" : worker.state);
     setText(this.pid, `pid ${worker.pid}, up ${roughly(worker.uptime)}`);
+    setAttribute(this.pid, "title", worker.keeper_pid ? `its keeper has pid ${worker.keeper_pid}` : "it has no keeper");
     setText(cells.connections, count(worker.connections));
     setText(cells.tunnels, count(worker.tunnels));
+    setAttribute(cells.tunnels, "title", `${count(worker.crash_safe)} would outlive it`);
     setText(cells.requests, rate(counters.rate(`worker ${worker.slot}`, time, worker.requests)));
     setText(cells.lag, milliseconds(worker.loop_lag));
     setAttribute(cells.lag, "data-tone", worker.loop_lag >= LATE ? "warn" : "");
@@ -168,12 +170,33 @@ export function showMachine(status) {
   const listeners = status.listeners.map((listener) => ({ listener, time }));
   follow(byId("listener-rows"), listeners, ({ listener }) => listener.name, () => new ListenerRow());
   setText(byId("restarts"), restartWords(status));
+  setText(byId("moves"), moveWords(status));
+}
+
+/**
+ * What became of tunnels that had to change hands, and how many are being closed.
+ * @param {import("./views.js").Status} status
+ */
+function moveWords({ migrations, workers }) {
+  const kept = Object.entries(migrations).map(([reason, results]) => ({ reason, number: results.ok ?? 0 }));
+  const total = kept.reduce((all, { number }) => all + number, 0);
+  const lost = Object.values(migrations).reduce((all, results) => all + (results.unproved ?? 0), 0);
+  const closing = workers.reduce((all, worker) => all + worker.closing, 0);
+  const reasons = kept.filter(({ number }) => number).map(({ reason, number }) => `${reason} ${count(number)}`);
+  const moved = total || lost ? `${count(total)} moved since the start${total ? ` (${reasons.join(", ")})` : ""}, ${count(lost)} lost` : "";
+  return [moved, closing ? `${count(closing)} wait for their turn to be closed` : ""].filter(Boolean).join(". ");
 }
 
 /** @param {import("./views.js").Status} status */
-function restartWords({ restarts, workers, workers_wanted: wanted }) {
-  const total = Object.values(restarts).reduce((all, number) => all + number, 0);
+function restartWords({ restarts, keeper_restarts: keepers, workers, workers_wanted: wanted }) {
+  const total = sumOf(restarts);
   const reasons = Object.entries(restarts).filter(([, number]) => number).map(([reason, number]) => `${reason} ${number}`);
   const words = total ? `${plural(total, "restart")} since the start (${reasons.join(", ")})` : "No restarts since the start";
-  return workers.length === wanted ? words : `${workers.length} of ${wanted} workers run. ${words}`;
+  const kept = sumOf(keepers) ? `, ${count(sumOf(keepers))} of keepers` : "";
+  return workers.length === wanted ? words + kept : `${workers.length} of ${wanted} workers run. ${words}${kept}`;
+}
+
+/** @param {Record<string, number>} counts */
+function sumOf(counts) {
+  return Object.values(counts).reduce((all, number) => all + number, 0);
 }

@@ -141,14 +141,15 @@ export class Figures {
   }
 
   /** @param {Status} status */
-  showTunnels({ routes, time }) {
+  showTunnels({ routes, workers, time }) {
     const tunnels = sum(routes, "tunnels");
     this.tunnels.add(time, tunnels);
     this.messages.add(time, sum(routes, "client_messages", "server_messages"));
     this.fromClients.add(time, sum(routes, "client_bytes"));
     this.bytes.add(time, sum(routes, "client_bytes", "server_bytes"));
     const each = tunnels ? (this.messages.rate() ?? 0) / tunnels : 0;
-    this.cards.tunnels.show(count(tunnels), "open WebSockets", this.tunnels.points);
+    const safe = workers.reduce((all, worker) => all + worker.crash_safe, 0);
+    this.cards.tunnels.show(count(tunnels), `${count(safe)} of them crash-safe`, this.tunnels.points);
     this.cards.messages.show(rate(this.messages.rate()), `${rate(each)} per tunnel`, this.messages.rates());
     const clients = bytes(this.fromClients.rate());
     this.cards.bytes.show(bytes(this.bytes.rate()), `${clients} from clients`, this.bytes.rates());

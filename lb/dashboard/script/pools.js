@@ -70,7 +70,7 @@ class ServerRow {
     this.name(server.name, addressWords(server));
     setAttribute(this.node, "data-tone", TONES[server.state] ?? "quiet");
     this.state.show(server.state, TONES[server.state] ?? "quiet", server.state);
-    setText(this.why, server.why || (server.since ? `for ${roughly(time - server.since)}` : "since the start"));
+    setText(this.why, movingWords(server, time) || server.why || (server.since ? `for ${roughly(time - server.since)}` : "since the start"));
     this.check(...checkWords(server, time));
     this.updateNumbers(pool, server, time);
     for (const { admin, button } of this.buttons) {
@@ -96,6 +96,17 @@ class ServerRow {
     setAttribute(errors, "data-tone", failing ? "warn" : "");
     setText(weight, weightWords(server));
   }
+}
+
+/**
+ * What is still to be moved away from a server that drains; empty where nothing is.
+ * @param {Server} server
+ * @param {number} time
+ */
+function movingWords({ empty_by: by, tunnels }, time) {
+  if (!by || !tunnels) return "";
+  const left = plural(tunnels, "tunnel");
+  return by > time ? `${left} to move within ${roughly(by - time)}` : `${left} did not move in time`;
 }
 
 /** @param {Server} server */
@@ -160,6 +171,7 @@ function factsOf(pool) {
   const routes = pool.routes.length ? `from ${pool.routes.join(", ")}` : "no route leads here";
   const facts = [`${pool.usable} of ${plural(pool.servers.length, "server")} usable`, pool.balance, routes];
   if (pool.queued) facts.push(`${count(pool.queued)} queued`);
+  if (pool.admission?.waiting) facts.push(`${count(pool.admission.waiting)} wait for admission at ${count(pool.admission.rate)}/s`);
   if (pool.retries) facts.push(`${count(pool.retries)} retries`);
   return facts.join(" · ");
 }

@@ -73,7 +73,7 @@ class TunnelRow {
   /** @param {Tunnel} tunnel */
   update(tunnel) {
     this.tunnel = tunnel;
-    this.client(tunnel.client, tunnel.tls ? "TLS" : "plain text");
+    this.client(tunnel.client, `${tunnel.tls ? "TLS" : "plain text"}, ${tunnel.crash_safe ? "" : "not "}crash-safe`);
     this.route(tunnel.route, tunnel.host + tunnel.path);
     setText(this.cells.server, `${tunnel.pool}/${tunnel.server}`);
     setText(this.cells.worker, tunnel.worker);

@@ -29,6 +29,7 @@
  * @property {number} retries
  * @property {LastCheck | null} last_check
  * @property {Record<string, number>} tunnels_by_worker
+ * @property {number} empty_by
  *
  * @typedef {object} Pool
  * @property {string} name
@@ -39,6 +40,9 @@
  * @property {number} queued
  * @property {number} retries
  * @property {string[]} routes
+ * @property {Admission | null} admission
+ *
+ * @typedef {{rate: number, burst: number, queue: number, waiting: number, admitted: number, refused: number}} Admission
  *
  * @typedef {object} Route
  * @property {string} name
@@ -74,6 +78,10 @@
  * @property {number} generation
  * @property {number} connections
  * @property {number} tunnels
+ * @property {number} crash_safe
+ * @property {number} movable
+ * @property {number} closing
+ * @property {number} keeper_pid
  * @property {number} requests
  * @property {number} loop_lag
  * @property {boolean} wedged
@@ -95,6 +103,8 @@
  * @property {number} workers_wanted
  * @property {Reload | null} last_reload
  * @property {Record<string, number>} restarts
+ * @property {Record<string, number>} keeper_restarts
+ * @property {Record<string, Record<string, number>>} migrations
  * @property {Worker[]} workers
  * @property {Listener[]} listeners
  * @property {Route[]} routes
@@ -117,6 +127,7 @@
  * @property {number} client_messages
  * @property {number} server_messages
  * @property {boolean} tls
+ * @property {boolean} crash_safe
  *
  * @typedef {{tunnels: Tunnel[], total: number, cursor: string, missing: number[]}} TunnelPage
  * @typedef {{count: number, missing: number[]}} Closed
