@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 class Handovers:
     """All hand-overs of one worker."""
 
-    __slots__ = ("_limbo", "_say", "_transfers", "_worker")
+    __slots__ = ("_limbo", "_say", "transfers", "_worker")
 
     def __init__(self, worker: Worker, say: Callable[[Given], None]) -> None:
         """`say` tells the master."""
         self._worker = worker
         self._say = say
-        self._transfers: set[Transfer] = set()
+        self.transfers: set[Transfer] = set()
         self._limbo: list[Limbo] = []
 
     @property
     def busy(self) -> bool:
         """Whether a hand-over is under way."""
-        return bool(self._transfers or self._limbo)
+        return bool(self.transfers or self._limbo)
 
     def give(self, order: Give, fds: list[int]) -> None:
         """Gives tunnels away; answered by `Given`."""
@@ -40,11 +40,11 @@ class Handovers:
             self._say(Given(transfer=order.transfer, count=0, error="no pair came with the order"))
             return
         giver = Giver(self._worker, fds[0], order, self._given)
-        self._transfers.add(giver)
+        self.transfers.add(giver)
         giver.offer()
 
     def _given(self, giver: Giver) -> None:
-        self._transfers.discard(giver)
+        self.transfers.discard(giver)
         self._limbo += giver.limbo
         if giver.error:
             self._worker.log.warning("a hand-over broke off", given=giver.given, why=giver.error)
@@ -56,12 +56,12 @@ class Handovers:
             close_all(fds)
             self._worker.log.error("tunnels are to be taken over, and no pair came", giver=order.giver)
             return
-        self._transfers.add(Taker(self._worker, fds[0], order, self._transfers.discard))
+        self.transfers.add(Taker(self._worker, fds[0], order, self.transfers.discard))
 
     def tick(self) -> None:
         """Ends what takes too long, and looks whether what is unsettled is settled now."""
         now = self._worker.now
-        for transfer in tuple(self._transfers):
+        for transfer in tuple(self.transfers):
             if now >= transfer.deadline:
                 transfer.late()
         if self._limbo:
@@ -86,7 +86,7 @@ class Handovers:
 
     def abort(self, why: str) -> None:
         """The worker ends now: what can stay stays, and ends with it."""
-        for transfer in tuple(self._transfers):
+        for transfer in tuple(self.transfers):
             transfer.abort(why)
         for limbo in self._limbo:
             if limbo.tunnel is not None:
