@@ -62,7 +62,7 @@ class Director:
         workers = self._stage.serving()
         if not workers:
             return ""
-        worker = self._random.choice(workers)
+        worker = self._random.choice([one for one in workers if one.tunnels] or workers)
         self._stage.kill(worker)
         self.done["kills"] += 1
         return f"kill -9 worker {worker.slot} (pid {worker.pid}, {worker.tunnels} tunnels)"

@@ -35,8 +35,11 @@ class LoadBalancer:
     process left over.
     """
 
-    def __init__(self, folder: Path, tables: Tables, *, file_limit: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, tables: Tables, *, file_limit: int | None = None, code: Path = ROOT
+    ) -> None:
         self.folder = folder
+        self.code = code  # the folder of the packages that it runs
         self.tables = tables
         self.file = folder / "lb.toml"
         self.stderr_file = folder / "stderr.log"
@@ -44,7 +47,7 @@ class LoadBalancer:
         # Socket paths end at 107 bytes, and pytest's folders can be longer.
         self._sockets = Path(tempfile.mkdtemp(prefix="lb-"))
         self._mark = uuid.uuid4().hex
-        self._environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(ROOT)}
+        self._environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(code)}
         self._file_limit = file_limit
         self._process: subprocess.Popen[bytes] | None = None
         self.stopped = False
@@ -123,7 +126,12 @@ class LoadBalancer:
             command = ["prlimit", f"--nofile={self._file_limit}:{self._file_limit}", *command]
         with self.stderr_file.open("ab") as stderr, (self.folder / "stdout.log").open("ab") as stdout:
             self._process = subprocess.Popen(
-                command, stderr=stderr, stdout=stdout, stdin=subprocess.DEVNULL, env=environment
+                command,
+                stderr=stderr,
+                stdout=stdout,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=self.code,
             )
 
     @staticmethod
@@ -182,6 +190,7 @@ class LoadBalancer:
             text=True,
             timeout=timeout,
             env=self._environment,
+            cwd=self.code,
             check=False,
         )
 

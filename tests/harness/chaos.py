@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lb.demo.load import Account, Load
 from tests.harness import processes
-from tests.harness.balancer import LoadBalancer
+from tests.harness.balancer import ROOT, LoadBalancer
 from tests.harness.gauges import Gauges
 from tests.harness.ports import free_port
 from tests.harness.settings import Tables, settings
@@ -105,6 +107,26 @@ class Ordeal:
         AllGauges(self.lb).wait_all_zero()
         eventually(lambda: not ledger_entries(self.lb), "the ledger is empty", 10)
         self._start.wait_again()
+
+
+def release(folder: Path) -> Path:
+    """A copy of the packages in `folder`, to be run from there and changed."""
+    for package in ("lb", "workers"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@contextmanager
+def broken_release(lb: LoadBalancer) -> Iterator[None]:
+    """What is on disk meanwhile can't be imported. `lb` runs a `release`."""
+    assert lb.code != ROOT
+    module = lb.code / "workers" / "main.py"
+    good = module.read_text(encoding="utf-8")
+    module.write_text(good + "\nraise ImportError('a broken release')\n", encoding="utf-8")
+    try:
+        yield
+    finally:
+        module.write_text(good, encoding="utf-8")
 
 
 def whole(account: Account) -> None:
