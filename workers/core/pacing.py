@@ -70,6 +70,10 @@ class Timetable(Generic[Cause]):
     def __iter__(self) -> Iterator[int]:
         return iter(self._planned)
 
+    def has(self, key: int, cause: Cause) -> bool:
+        """Whether `key` is planned for `cause`."""
+        return cause in self._planned.get(key, ())
+
     def plan(self, keys: Iterable[int], cause: Cause, at: Iterable[float]) -> None:
         """Plans each key for its time in `at`. A key that is planned for `cause` already keeps the earlier
         time."""

@@ -86,6 +86,12 @@ class Pacer:
             self._count()
         return len(numbers)
 
+    def _plan_once(self, tunnels: Iterable[Tunnel], cause: Cause, spread: float) -> None:
+        """The same, but for those that are planned for `cause` already: to draw their times a second time
+        would bring them forward."""
+        has = self._timetable.has
+        self.plan([tunnel for tunnel in tunnels if not has(tunnel.number, cause)], cause, spread)
+
     def order(self, tunnels: Iterable[Tunnel], code: int, reason: str, spread: float) -> int:
         """Somebody asks for it."""
         return self.plan(tunnels, Cause("order", code, reason), spread)
@@ -171,7 +177,7 @@ class Pacer:
         now = time.monotonic()
         for row, some in by_row.items():
             by, cause = self._drained[row]
-            self.plan(some, cause, max(0.0, by / NANOSECONDS - now))
+            self._plan_once(some, cause, max(0.0, by / NANOSECONDS - now))
 
     def _plan_removed(self, tunnels: Iterable[Tunnel]) -> None:
         gone = [
@@ -180,7 +186,7 @@ class Pacer:
             if tunnel.server.pool.spec.on_removed == "paced-close" and self._is_removed(tunnel)
         ]
         drain = self._drain
-        self.plan(gone, Cause("removed", drain.close_code), drain.spread)
+        self._plan_once(gone, Cause("removed", drain.close_code), drain.spread)
 
     def _is_removed(self, tunnel: Tunnel) -> bool:
         routes, servers = self._rows
@@ -218,7 +224,7 @@ class Pacer:
         leaving = self._leaving
         if leaving is not None:
             late = [tunnel for tunnel in new if not (leaving.hand_over and tunnel.movable)]
-            self.plan(late, leaving.cause, max(0.0, leaving.until - time.monotonic()))
+            self._plan_once(late, leaving.cause, max(0.0, leaving.until - time.monotonic()))
 
     def _serve(self) -> None:
         """Closes what is due: some now, and others in the next turn of the loop."""

@@ -1,0 +1,230 @@
+"""Tunnels that must go are asked politely, in their turn: nobody loses a connection without a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartBalancer
+from tests.harness import LoadBalancer, eventually
+from tests.harness.crowd import Crowd, Life, histogram
+from tests.harness.settings import settings
+
+pytestmark = pytest.mark.scenario
+
+SPREAD = 3.0
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    with Crowd() as found:
+        yield found
+
+
+def started(balancer: StartBalancer, crowd: Crowd, *names: str, **options: Any) -> LoadBalancer:
+    """A load balancer over servers of these names; those that come again know their server by a cookie."""
+    servers = [{"name": name, "address": crowd.serve(name)} for name in names]
+    pool = {"sticky": {"cookie": "lb"}, **options.pop("pool", {})}
+    options.setdefault("drain", {"hard_stop": "20s", "close_code": 1012, "spread": f"{SPREAD:g}s"})
+    lb = balancer(settings(servers, pool=pool, **options))
+    lb.wait_control()
+    return lb
+
+
+def drain(lb: LoadBalancer, server: str, to: str = "drain", **how: Any) -> float:
+    """What the operator wants of `server`; returns when it was said."""
+    said = time.monotonic()
+    lb.admin(f"pools/main/servers/{server}", method="PATCH", body={"admin": to, **how})
+    return said
+
+
+def tunnels(lb: LoadBalancer) -> int:
+    return sum(int(worker["tunnels"]) for worker in lb.status()["workers"])
+
+
+def paced(lb: LoadBalancer) -> int:
+    """Tunnels that wait for their turn."""
+    return sum(int(worker["closing"]) for worker in lb.admin("workers"))
+
+
+def assert_even(lives: list[Life], start: float, spread: float = SPREAD, slack: float = 1.5) -> None:
+    """They were told so evenly: no part of the time has much more, and none is nearly empty."""
+    parts = 5
+    counts = histogram([life.told for life in lives], start, spread, parts)
+    share = len(lives) / parts
+    assert all(share / 2.5 <= count <= share * 2.5 for count in counts), counts
+    assert lives[-1].told - start < spread + slack
+
+
+def test_a_drained_server_is_left_evenly_and_nobody_comes_back(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"sticky": {"cookie": "lb"}, "balance": "round-robin"})
+    crowd.join(lb.address, 300, returns=True)
+    assert crowd.where() == {"a": 150, "b": 150}
+    start = drain(lb, "a")
+    assert eventually(lambda: paced(lb), "they wait for their turn") <= 150
+    eventually(lambda: crowd.where() == {"b": 300}, "all are on the other server")
+    assert len(crowd.ended()) == 150
+    assert crowd.codes() == {1012}
+    assert not any(life.reset for life in crowd.ended())
+    assert_even(crowd.ended(), start)
+    eventually(lambda: tunnels(lb) == 300 and paced(lb) == 0, "the figures say so, too")
+    view = lb.admin("pools/main/servers/a")
+    assert (view["state"], view["tunnels"]) == ("drain", 0)
+    assert "asked to move" in view["why"]
+
+
+def test_ready_again_calls_it_off(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a")
+    crowd.join(lb.address, 60)
+    drain(lb, "a", spread=20.0)
+    eventually(lambda: len(crowd.ended()) >= 3, "some are closed")
+    drain(lb, "a", to="ready")
+    eventually(lambda: paced(lb) == 0, "nobody waits any more")
+    left = len(crowd.ended())
+    assert left < 60
+    crowd.join(lb.address, 5)
+    assert (len(crowd.ended()), crowd.open()) == (left, 65 - left)
+
+
+def test_tunnels_may_be_kept(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b")
+    (member,) = crowd.join(lb.address, 1, returns=True)
+    home = member.life.server
+    drain(lb, home, keep_tunnels=True)
+    assert paced(lb) == 0
+    crowd.join(lb.address, 1, cookie=member.cookie)
+    assert crowd.where() == {home: 2}  # a sticky session stays where its tunnels are
+    drain(lb, home, spread=0.0)
+    eventually(lambda: crowd.open() == 1 and home not in crowd.where(), "they are asked after all")
+
+
+def test_closes_can_be_spread(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a")
+    crowd.join(lb.address, 200)
+    command = lb.command("tunnels", "close", "--all", "--spread", "3s", "--code", "4001", "-c", str(lb.file))
+    assert command.returncode == 0, command.stderr
+    assert command.stdout == "200 tunnels being closed with code 4001 within 3s\n"
+    eventually(lambda: len(crowd.ended()) == 200, "all are closed")
+    assert crowd.codes() == {4001}
+    assert_even(crowd.ended(), crowd.ended()[0].told)  # the command takes its time to start
+
+
+@pytest.mark.parametrize("how", ["paced-close", "keep"])
+def test_what_a_reload_takes_away_is_closed_or_kept(how: str, balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"on_removed": how, "balance": "round-robin"})
+    crowd.join(lb.address, 100, returns=True)
+    assert crowd.where() == {"a": 50, "b": 50}
+    lb.tables["pool"]["main"]["server"] = lb.tables["pool"]["main"]["server"][1:]
+    start = time.monotonic()
+    lb.reload()
+    if how == "paced-close":
+        eventually(lambda: crowd.where() == {"b": 100}, "all are on the other server")
+        assert crowd.codes() == {1012}
+        assert_even(crowd.ended(), start)
+    else:
+        assert paced(lb) == 0
+        assert crowd.where() == {"a": 50, "b": 50}
+        lb.reload()
+        assert crowd.where() == {"a": 50, "b": 50}
+
+
+def test_a_pool_that_is_gone_is_left_by_its_own_rule(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", pool={"on_removed": "paced-close"})
+    crowd.join(lb.address, 20)
+    main = lb.tables["pool"].pop("main")
+    lb.tables["pool"]["other"] = {"server": [{"name": "x", "address": main["server"][0]["address"]}]}
+    lb.tables["route"][0]["pool"] = "other"
+    lb.reload()
+    eventually(lambda: len(crowd.ended()) == 20, "all are closed")
+    assert crowd.codes() == {1012}
+    eventually(lambda: tunnels(lb) == 0, "none is left")
+
+
+def test_a_stop_is_polite_and_in_time(balancer: StartBalancer, crowd: Crowd) -> None:
+    process = {"shutdown_timeout": "4s"}
+    lb = started(balancer, crowd, "a", process=process)
+    crowd.join(lb.address, 100)
+    crowd.join(lb.address, 3, answers=False)
+    start = time.monotonic()
+    lb.stop()
+    assert time.monotonic() - start < 8
+    eventually(lambda: not crowd.open(), "all have seen the end")
+    assert crowd.codes() == {1012}
+    assert_even(crowd.ended()[:100], start, spread=2.3)
+
+
+def test_a_stop_at_once_does_not_ask(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", process={"shutdown_timeout": "60s"})
+    crowd.join(lb.address, 5)
+    lb.send_signal(signal.SIGTERM)
+    time.sleep(0)
+    start = time.monotonic()
+    lb.stop()
+    assert time.monotonic() - start < 10
+
+
+def test_the_master_is_gone_and_tunnels_are_kept_until_the_end(balancer: StartBalancer, crowd: Crowd) -> None:
+    drained = {"hard_stop": "6s", "close_code": 1001, "spread": "1s"}
+    lb = started(balancer, crowd, "a", drain=drained)
+    crowd.join(lb.address, 20)
+    start = time.monotonic()
+    os.kill(lb.pid, signal.SIGKILL)
+    eventually(lambda: len(crowd.ended()) == 20, "all are closed")
+    assert crowd.codes() == {1001}
+    assert crowd.ended()[0].told - start > 2.5  # half of it at the least
+    eventually(lambda: not lb.leftovers(), "nobody is left")
+    lb.stopped = True
+
+
+def test_old_tunnels_are_told(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", route={"websocket": {"max_age": "1s"}})
+    crowd.join(lb.address, 10)
+    eventually(lambda: len(crowd.ended()) == 10, "all are closed")
+    assert crowd.codes() == {1012}
+    eventually(lambda: tunnels(lb) == 0, "none is left")
+
+
+def test_silent_tunnels_are_told(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", route={"websocket": {"idle": "1s"}})
+    crowd.join(lb.address, 10)
+    eventually(lambda: len(crowd.ended()) == 10, "all are closed")
+    assert crowd.codes() == {1012}
+
+
+def test_without_inspection_they_end_at_the_same_pace(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", route={"websocket": {"inspect": False}})
+    crowd.join(lb.address, 100)
+    start = drain(lb, "a")
+    eventually(lambda: len(crowd.ended()) == 100, "all are closed")
+    assert crowd.codes() == {1006}  # no frame can be sent where frames are not followed
+    assert_even(crowd.ended(), start)
+
+
+def test_a_new_server_gets_its_share(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"balance": "round-robin"})
+    crowd.join(lb.address, 120, returns=True)
+    lb.tables["pool"]["main"]["server"].append({"name": "c", "address": crowd.serve("c")})
+    lb.reload()
+    arguments = ["--pool", "main", "--to", "c", "--spread", "2s"]
+    command = lb.command("tunnels", "move", *arguments, "-c", str(lb.file))
+    assert command.stdout == "40 tunnels asked to move: 20 from a, 20 from b\n", command
+    eventually(lambda: len(crowd.ended()) == 40 and crowd.open() == 120, "they came again")
+    assert crowd.where() == {"a": 40, "b": 40, "c": 40}
+    assert crowd.codes() == {1012}
+    assert "nothing to move" in lb.command("tunnels", "move", "--pool", "main", "-c", str(lb.file)).stdout
+
+
+def test_some_are_moved_away_from_one_server(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"balance": "round-robin"})
+    crowd.join(lb.address, 40, returns=True)
+    body = {"pool": "main", "server": "a", "count": 10, "spread": 0.0, "code": 4100, "reason": "go"}
+    assert lb.admin("tunnels/move", method="POST", body=body)["servers"] == {"a": 10}
+    eventually(lambda: crowd.where() == {"a": 10, "b": 30}, "ten have moved")
+    assert crowd.codes() == {4100}
+    refused = lb.admin("tunnels/move", method="POST", body={"pool": "main", "to": "z"}, status=422)
+    assert refused["detail"] == "the pool main has no server z"
