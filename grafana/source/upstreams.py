@@ -58,7 +58,7 @@ def dashboard() -> Json:
         "Upstreams",
         "Can the servers be reached, do they answer, and is the work spread?",
         ("pool",),
-        (_now(), _states(), _answers(), _errors(), _connections(), _stickiness()),
+        (_now(), _states(), _answers(), _errors(), _connections(), _admission(), _stickiness()),
     )
 
 
@@ -255,6 +255,27 @@ def _connections() -> Row:
                 "Which pool is slow to accept?",
                 Query(quantile(0.99, connect, POOL, "pool"), "{{pool}}"),
                 unit="s",
+            ),
+        ),
+    )
+
+
+def _admission() -> Row:
+    handshakes = rate("lb_upstream_admission_total", POOL)
+    return Row(
+        "Admission of WebSockets",
+        (
+            graph(
+                "Handshakes by what became of them",
+                "Do clients come back faster than admission lets them? refused: 503, the queue was full.",
+                Query(f"sum by (pool, result) ({handshakes})", "{{pool}} {{result}}"),
+                unit="reqps",
+                stack=True,
+            ),
+            graph(
+                "Handshakes that wait for admission",
+                "How long is the line? Its length divided by admission.rate is the wait in seconds.",
+                Query(f"sum by (pool) (lb_upstream_admission_queue_length{{{POOL}}})", "{{pool}}"),
             ),
         ),
     )

@@ -29,6 +29,8 @@ OPENED: Final = rate("lb_websocket_handshakes_total", ROUTE, 'result="accepted"'
 REFUSED: Final = rate("lb_websocket_handshakes_total", ROUTE, 'result=~"rejected|refused|failed"')
 CLOSES: Final = rate("lb_websocket_closes_total", ROUTE)
 BROKEN: Final = rate("lb_websocket_closes_total", ROUTE, 'code="none"')
+RESULT_OK: Final = 'result="ok"'
+RESULT_NOT_OK: Final = 'result!="ok"'
 BYTES: Final = rate("lb_websocket_bytes_total", ROUTE)
 MESSAGES: Final = rate("lb_websocket_messages_total", ROUTE)
 
@@ -40,7 +42,7 @@ def dashboard() -> Json:
         "WebSockets",
         "Do clients get a WebSocket, does it stay, and what flows?",
         ("route", "pool"),
-        (_now(), _open(), _handshakes(), _ends(), _data()),
+        (_now(), _open(), _handshakes(), _ends(), _moves(), _data()),
     )
 
 
@@ -209,6 +211,65 @@ def _ends() -> Row:
                 "Is there a group that ends at the same age? WebSockets that ended a second, by their age.",
                 "lb_websocket_tunnel_duration_seconds",
                 ROUTE,
+            ),
+        ),
+    )
+
+
+def _moves() -> Row:
+    migrations = "lb_websocket_migrations_total"
+    tunnels = f"sum by (instance) (lb_worker_tunnels{{{HOST}}}) > 0"
+    return Row(
+        "Moves and dead peers",
+        (
+            graph(
+                "Handed to another process",
+                "Do WebSockets change hands, and why? Their clients notice nothing of it.",
+                Query(f"sum by (reason) ({rate(migrations, HOST, RESULT_OK)})", "{{reason}}"),
+                unit="ops",
+                stack=True,
+            ),
+            graph(
+                "Not handed over",
+                "Was one lost? unproved: it had to be closed; gone: its ends had left; refused: it stayed.",
+                Query(
+                    f"sum by (reason, result) ({rate(migrations, HOST, RESULT_NOT_OK)})",
+                    "{{reason}} {{result}}",
+                ),
+                unit="ops",
+            ),
+            graph(
+                "Crash-safe and movable",
+                "What share would outlive its worker, and can go to another one? Not those with TLS.",
+                Query(
+                    f"sum by (instance) (lb_worker_tunnels_crash_safe{{{HOST}}}) / ({tunnels})",
+                    "{{instance}} crash-safe",
+                ),
+                Query(
+                    f"sum by (instance) (lb_worker_tunnels_movable{{{HOST}}}) / ({tunnels})",
+                    "{{instance}} movable",
+                ),
+                unit="percentunit",
+            ),
+            graph(
+                "Waiting to be closed",
+                "How far is the drain? WebSockets whose turn to be asked to move has not come.",
+                Query(
+                    f"sum by (instance) (lb_websocket_drain_queue_length{{{HOST}}})",
+                    "{{instance}}",
+                ),
+            ),
+            graph(
+                "Round trip of a ping",
+                "How far away are the peers? Only routes with websocket.ping.",
+                *quantiles("lb_websocket_ping_duration_seconds", ROUTE),
+                unit="s",
+            ),
+            graph(
+                "Pings without an answer",
+                "Do peers leave without a word? They were closed.",
+                Query(f"sum by (route) ({rate('lb_websocket_ping_timeouts_total', ROUTE)})", "{{route}}"),
+                unit="ops",
             ),
         ),
     )

@@ -206,6 +206,22 @@ def _trouble() -> Row:
                 ),
             ),
             graph(
+                "Keepers that ended unasked",
+                "Was a crash of a worker not covered for a moment? No WebSocket notices. Since the start.",
+                Query(
+                    f"sum by (instance, reason) (lb_keeper_restarts_total{{{HOST}}})",
+                    "{{instance}} {{reason}}",
+                ),
+            ),
+            graph(
+                "Upgrades",
+                "Did the last upgrade succeed? One that failed has changed nothing. Since the start.",
+                Query(
+                    f"sum by (instance, result) (lb_upgrades_total{{{HOST}}})",
+                    "{{instance}} {{result}}",
+                ),
+            ),
+            graph(
                 "Accepting put off",
                 "Do clients wait for want of file descriptors or memory? Raise the limit of open files.",
                 Query(f"sum by (instance) ({rate('lb_accept_paused_total', HOST)})", "{{instance}}"),
