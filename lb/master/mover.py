@@ -51,7 +51,8 @@ class Mover:
         self._board = board
         self._most = most
         self._transfers: dict[int, _Transfer] = {}
-        self._numbers = itertools.count(1)
+        # Never used twice, not even by a master that this process was before an upgrade.
+        self._numbers = itertools.count(time.monotonic_ns())
         self._resting: dict[tuple[int, int], float] = {}  # pids of giver and taker: until then
         self._moved: dict[WorkerProcess, tuple[int, Reason]] = {}  # not told yet
         self._turning = False

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, eventually, fetch, processes
+from tests.harness import LoadBalancer, eventually, fetch
 from tests.harness import websocket as ws
 from tests.harness.client import RawClient
 from tests.harness.load import Background, HttpLoad
@@ -45,8 +45,7 @@ def serves(lb: LoadBalancer, *names: str) -> bool:
 
 def kill_control(lb: LoadBalancer) -> None:
     """Kills the control process."""
-    (pid,) = set(processes.children(lb.pid)) - set(lb.worker_pids())
-    os.kill(pid, signal.SIGKILL)
+    os.kill(lb.control_pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def test_a_reload_during_the_first_start_waits_for_it(instance: Instance) -> Non
         instance.launch()
         eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
         assert instance.status().state == "starting"
-        eventually(lambda: len(children(instance.pid)) == 3, "the workers and the control process")
+        eventually(lambda: len(children(instance.pid)) == 5, "workers, keepers and control")
         instance.signal(signal.SIGHUP)
     eventually(lambda: instance.status().reloads.succeeded == 1, "the reload")
     assert instance.status().restarts == {}
@@ -224,7 +224,7 @@ def test_a_stop_during_the_first_start_ends_it(instance: Instance) -> None:
         instance.write()
         instance.launch()
         eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
-        eventually(lambda: len(children(instance.pid)) == 3, "the workers and the control process")
+        eventually(lambda: len(children(instance.pid)) == 5, "workers, keepers and control")
         instance.signal(signal.SIGTERM)
         instance.signal(signal.SIGINT)
         assert instance.wait() == 0
@@ -256,7 +256,7 @@ def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) ->
         while b"ready: " not in shown:
             shown += os.read(terminal, 4096)
         started = children(pid)
-        assert len(started) == 3
+        assert len(started) == 5  # workers, keepers and control
         os.write(terminal, b"\x03")
         try:
             while part := os.read(terminal, 4096):
@@ -268,7 +268,7 @@ def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) ->
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
     assert not any(map(alive, started))
-    assert shown.count(b"cause=exit-0") == 3
+    assert shown.count(b"cause=exit-0") == 5
     assert b"Traceback" not in shown
 
 
@@ -288,10 +288,3 @@ def test_systemd_is_told(instance: Instance) -> None:
         instance.signal(signal.SIGTERM)
         assert manager.recv(4096) == b"STOPPING=1"
     assert instance.wait() == 0
-
-
-def test_upgrade_is_not_supported_yet(instance: Instance) -> None:
-    instance.start()
-    instance.signal(signal.SIGUSR2)
-    eventually(lambda: "not supported yet" in instance.errors, "the answer")
-    assert instance.ask()

@@ -166,6 +166,7 @@ def test_children_hold_nothing_but_their_own(instance: Instance) -> None:
             str(instance.output_path),
             str(instance.output_path),  # the access log
             "socket:",  # the channel
+            "socket:",  # the way to the keeper
             "socket:",  # TCP, this slot's alone
             "socket:",  # Unix, shared
         ]
