@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -36,6 +37,7 @@ class Keepers:
 
     def __init__(self, loop: Loop, log: ErrorLog, spawn: Callable[[int], Spawned] | None) -> None:
         self.on_needed: Callable[[int], None] = lambda _slot: None
+        self.restarts: Counter[str] = Counter()  # by cause
         self.on_end: Callable[[int, int, str], None] = lambda _slot, _pid, _cause: None
         self._loop = loop
         self._log = log
@@ -162,6 +164,7 @@ class Keepers:
             self._check_gone()
             return
         del self._keepers[slot]
+        self.restarts[cause] += 1
         lived = time.monotonic() - keeper.started
         settling, keeper.settling = keeper.settling, None
         lost = "those of the dead worker" if settling is not None else "none"

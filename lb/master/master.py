@@ -352,6 +352,7 @@ class Master:
             restarts=dict(self._fleet.restarts),
             control_pid=self._control.pid,
             control_restarts=dict(self._control.restarts),
+            keeper_restarts=dict(self._fleet.keepers.restarts),
             upgrades=self._upgrader.report,
         )
 

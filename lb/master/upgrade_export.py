@@ -114,6 +114,7 @@ def export(instance: Instance, upgrades: UpgradeReport, began: float) -> Upgrade
         used_slots=tuple(sorted(fleet.used_slots)),
         restarts=dict(fleet.restarts),
         control_restarts=dict(instance.control.restarts),
+        keeper_restarts=dict(fleet.keepers.restarts),
         reloads=instance.reloader.report,
         upgrades=upgrades,
         events=desk.events,

@@ -120,6 +120,7 @@ class Takeover:
         fleet.used_slots.update(state.used_slots)
         fleet.restarts.update(state.restarts)
         instance.control.restarts.update(state.control_restarts)
+        fleet.keepers.restarts.update(state.keeper_restarts)
         instance.reloader.history.restore(state.reloads)
         instance.desk.restore(state.events, state.event_count)
         for child in self._heritage.children("keeper"):

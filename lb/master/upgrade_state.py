@@ -120,6 +120,7 @@ class UpgradeState(Part, frozen=True, kw_only=True):
     used_slots: tuple[int, ...] = ()
     restarts: dict[str, int] = {}
     control_restarts: dict[str, int] = {}
+    keeper_restarts: dict[str, int] = {}
     reloads: ReloadReport = ReloadReport(succeeded=0, failed=0)
     upgrades: UpgradeReport = UpgradeReport()
     events: tuple[Event, ...] = ()
