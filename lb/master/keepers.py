@@ -32,10 +32,10 @@ SETTLE_TIME: Final = 5.0  # a few thousand tunnels take some ten milliseconds; t
 
 
 class Keepers:
-    """All keepers. `spawn` forks one for a slot, and is `None` where there shall be none; `on_needed` is
-    called with a slot whose worker, if it has one, needs a new keeper: it should `attend` it."""
+    """All keepers. `spawn` forks one for a slot; `on_needed` is called with a slot whose worker, if it has
+    one, needs a new keeper: it should `attend` it."""
 
-    def __init__(self, loop: Loop, log: ErrorLog, spawn: Callable[[int], Spawned] | None) -> None:
+    def __init__(self, loop: Loop, log: ErrorLog, spawn: Callable[[int], Spawned]) -> None:
         self.on_needed: Callable[[int], None] = lambda _slot: None
         self.restarts: Counter[str] = Counter()  # by cause
         self.on_end: Callable[[int, int, str], None] = lambda _slot, _pid, _cause: None
@@ -124,7 +124,7 @@ class Keepers:
         return KeeperProcess(slot, spawned, self._loop, self._log, self._received, self._lost)
 
     def _start(self, slot: int) -> KeeperProcess | None:
-        if self._spawn is None or self._when_gone is not None or slot in self._waiting:
+        if self._when_gone is not None or slot in self._waiting:
             return None
         if any(keeper.slot == slot for keeper in self._leaving):
             return None  # the ledger's area has one keeper at a time: its end is awaited

@@ -97,7 +97,7 @@ class Master:
     def _wire(self, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
         self._loop = loop = Loop(self._fault)
-        keepers = Keepers(loop, log, self._spawn_keeper if self._programs.keeper is not None else None)
+        keepers = Keepers(loop, log, self._spawn_keeper)
         self._fleet = Fleet(
             loop, log, self._board, holdings.listeners, self._spawn, keepers, holdings.deployment
         )
@@ -202,7 +202,6 @@ class Master:
 
     def _spawn_keeper(self, slot: int) -> Spawned:
         ledger, run = self._ledger, self._programs.keeper
-        assert run is not None
         return spawn.spawn(
             f"lb-keeper-{slot}", {ledger.fd}, lambda channel: run(slot, channel, ledger), self._user
         )

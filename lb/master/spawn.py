@@ -7,7 +7,6 @@ import ctypes
 import faulthandler
 import gc
 import importlib
-import importlib.util
 import os
 import pkgutil
 import pwd
@@ -54,7 +53,7 @@ class Programs(NamedTuple):
 
     worker: RunWorker
     control: RunControl
-    keeper: RunKeeper | None = None  # without one, a worker's tunnels end with it
+    keeper: RunKeeper
 
 
 class Identity(NamedTuple):
@@ -95,9 +94,7 @@ def preload() -> Programs:
         _import_all(name)
     worker: RunWorker = importlib.import_module("workers.main").run
     control: RunControl = importlib.import_module("lb.control.main").run
-    keeper: RunKeeper | None = None
-    if importlib.util.find_spec("workers.keeper") is not None:
-        keeper = importlib.import_module("workers.keeper").run
+    keeper: RunKeeper = importlib.import_module("workers.keeper").run
     return Programs(worker, control, keeper)
 
 
