@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,15 @@ class LoadBalancer:
     """
 
     def __init__(
-        self, folder: Path, tables: Tables, *, file_limit: int | None = None, code: Path = ROOT
+        self,
+        folder: Path,
+        tables: Tables,
+        *,
+        file_limit: int | None = None,
+        code: Path = ROOT,
+        program: Sequence[str] = (sys.executable, "-m", "lb"),
     ) -> None:
+        """`program` is what the operator calls `lb`."""
         self.folder = folder
         self.code = code  # the folder of the packages that it runs
         self.tables = tables
@@ -49,6 +56,7 @@ class LoadBalancer:
         self._mark = uuid.uuid4().hex
         self._environment = {**os.environ, _MARK: self._mark, "PYTHONPATH": str(code)}
         self._file_limit = file_limit
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
@@ -121,7 +129,7 @@ class LoadBalancer:
         return self
 
     def _spawn(self, environment: dict[str, str]) -> None:
-        command = [sys.executable, "-m", "lb", "run", "-c", str(self.file)]
+        command = [*self._program, "run", "-c", str(self.file)]
         if self._file_limit is not None:
             command = ["prlimit", f"--nofile={self._file_limit}:{self._file_limit}", *command]
         with self.stderr_file.open("ab") as stderr, (self.folder / "stdout.log").open("ab") as stdout:
@@ -185,7 +193,7 @@ class LoadBalancer:
     def command(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Runs `lb` with `arguments` and captures what it prints."""
         return subprocess.run(
-            [sys.executable, "-m", "lb", *arguments],
+            [*self._program, *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -1,0 +1,384 @@
+"""Upgrade in place: what is installed takes the place of what runs, and nothing ends by it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartBalancer, StartUpstream
+from tests.harness import LoadBalancer, eventually, fetch, processes, websocket
+from tests.harness.client import RawClient
+from tests.harness.load import HttpLoad
+from tests.harness.ports import free_port
+from tests.harness.releases import Releases, patch
+from tests.harness.settings import Tables, settings
+from tests.scenario.test_reload_load import backend, progressed
+
+pytestmark = pytest.mark.scenario
+
+UPGRADES = 5
+TUNNELS = 20
+Break = Callable[[Path, LoadBalancer], object]
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    """Release 1.0, which is current."""
+    made = Releases(tmp_path)
+    made.install("1.0")
+    return made
+
+
+def start(balancer: StartBalancer, releases: Releases, tables: Tables) -> LoadBalancer:
+    return balancer(tables, program=(releases.script,))
+
+
+def upgrade(lb: LoadBalancer, code: int = 0) -> str:
+    """What `lb upgrade` prints."""
+    done = lb.command("upgrade", "-c", str(lb.file), timeout=100)
+    assert done.returncode == code, f"{done.stdout}{done.stderr}\n{lb.stderr}"
+    return done.stdout + done.stderr
+
+
+def wait_settled(lb: LoadBalancer) -> Counter[str]:
+    """Waits until only workers that serve are left, with their keepers; what the master's descriptors are
+    then, by kind."""
+
+    def settled() -> bool:
+        report = lb.status()
+        states = {worker["state"] for worker in report["workers"]}
+        return states == {"serving"} and set(processes.children(lb.pid)) == known_children(report)
+
+    eventually(settled, "the old workers left")
+    return Counter(target.partition(":")[0] for target in lb.descriptors(lb.pid).values())
+
+
+def known_children(report: dict[str, Any]) -> set[int]:
+    """The pids that the master tells of."""
+    workers = report["workers"]
+    pids = [worker[key] for worker in workers for key in ("pid", "keeper_pid")]
+    return {*pids, report["control_pid"]}
+
+
+def open_tunnels(lb: LoadBalancer, count: int = TUNNELS) -> list[RawClient]:
+    return [websocket.connect(lb.address, f"/{number}") for number in range(count)]
+
+
+def assert_echo(tunnels: list[RawClient], text: str) -> None:
+    for number, tunnel in enumerate(tunnels):
+        message = f"{number} {text}".encode()
+        tunnel.send(websocket.frame(message, websocket.TEXT, masked=True))
+        assert websocket.read_frame(tunnel).payload == message
+
+
+def close(tunnels: list[RawClient]) -> None:
+    for tunnel in tunnels:
+        tunnel.close()
+
+
+def metric(lb: LoadBalancer, name: str) -> float:
+    """The sum of the samples that begin with `name`."""
+    text = fetch(lb.metrics_address, "/metrics").body.decode()
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+
+def last_event(lb: LoadBalancer, kind: str) -> dict[str, Any]:
+    """The newest event of `kind`."""
+
+    def found() -> list[dict[str, Any]]:
+        return [event for event in lb.admin("events")["events"] if event["kind"] == kind]
+
+    return eventually(found, f"an event {kind}")[-1]
+
+
+# --- it works ----------------------------------------------------------------------------------------------
+
+
+def test_upgrades_under_load_lose_and_leak_nothing(balancer: StartBalancer, releases: Releases) -> None:
+    with backend() as (background, made):
+        lb = start(balancer, releases, settings([made.address], workers=2))
+        pid = lb.pid
+        load = HttpLoad(lb.port, connections=8, pause=0.002)
+        running = asyncio.run_coroutine_threadsafe(load.run(), background.loop)
+        descriptors = []
+        try:
+            for number in range(UPGRADES):
+                version = f"{number + 2}.0"
+                seen = load.done
+                releases.install(version)
+                assert f"upgraded from {number + 1}.0 to {version}" in upgrade(lb)
+                eventually(lambda seen=seen: progressed(load, seen), "HTTP goes on")
+                descriptors.append(wait_settled(lb))
+                report = lb.status()
+                assert (report["version"], report["pid"], report["state"]) == (version, pid, "serving")
+                assert [worker["slot"] for worker in report["workers"]] == ([2, 3], [0, 1])[number % 2]
+        finally:
+            background.loop.call_soon_threadsafe(load.stop)
+            running.result(30)
+        assert load.failures == []
+        assert descriptors[0] == descriptors[-1], descriptors
+        report = lb.status()
+        assert report["upgrades"]["succeeded"] == UPGRADES
+        assert report["restarts"] == {}
+        assert sum(listener["accepted"] for listener in report["listeners"]) >= load.reopened + 8
+        lb.wait_control()
+        eventually(lambda: metric(lb, "lb_http_requests_total") == load.done, "every request was counted")
+        assert metric(lb, 'lb_upgrades_total{result="success"}') == UPGRADES
+
+
+def test_tunnels_live_on(balancer: StartBalancer, upstream: StartUpstream, releases: Releases) -> None:
+    lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
+    tunnels = open_tunnels(lb)
+    try:
+        assert_echo(tunnels, "before")
+        for number in range(2):
+            releases.install(f"{number + 2}.0")
+            upgrade(lb)
+            assert_echo(tunnels, f"after {number}")
+            wait_settled(lb)
+            assert_echo(tunnels, f"settled {number}")
+    finally:
+        close(tunnels)
+
+
+def test_the_instance_stays_what_it_was(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases, socket_folder: str
+) -> None:
+    tables = settings([upstream().address])
+    tables["listen"]["public"]["bind"].append(f"unix:{socket_folder}/edge.sock")
+    lb = start(balancer, releases, tables)
+    lb.wait_control()
+    lb.reload()
+    before = lb.status()
+    arguments = Path(f"/proc/{lb.pid}/cmdline").read_bytes()
+    releases.install("2.0")
+    lb.send_signal(signal.SIGUSR2)
+    eventually(lambda: lb.status()["version"] == "2.0", "the new release runs")
+    wait_settled(lb)
+    after = lb.status()
+    assert after["uptime"] > before["uptime"]
+    assert after["reloads"] == before["reloads"]
+    assert after["generation"] > before["generation"]
+    assert after["control_pid"] != before["control_pid"]
+    assert Path(f"/proc/{lb.pid}/cmdline").read_bytes() == arguments
+    assert fetch(f"{socket_folder}/edge.sock").status == 200
+    # Another one still can't have its place.
+    second = lb.command("run", "-c", str(lb.file))
+    assert second.returncode == 3
+    assert f"another lb (pid {lb.pid}) holds" in second.stderr
+    # What happened before is not forgotten, and nothing of the upgrade is told to those who come after.
+    lb.wait_control(before["control_pid"])
+    kinds = [event["kind"] for event in lb.admin("events")["events"]]
+    assert "reload" in kinds
+    assert last_event(lb, "upgrade")["fields"]["after"] == "2.0"
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes.children(lb.pid)}
+    assert names == {"lb-worker-2", "lb-worker-3", "lb-keeper-2", "lb-keeper-3", "lb-control"}
+    # The old socket files are taken away at the end, though another process has made them.
+    lb.stop()
+    assert list(Path(socket_folder).iterdir()) == []
+
+
+def test_the_configuration_on_disk_comes_with_it(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    lb = start(balancer, releases, settings([upstream().address], workers=1))
+    port = free_port()
+    lb.tables["process"]["workers"] = 3
+    lb.tables["listen"]["second"] = {"bind": [f"127.0.0.1:{port}"]}
+    lb.write()
+    upgrade(lb)
+    assert fetch(("127.0.0.1", port)).status == 200
+    wait_settled(lb)
+    assert [worker["slot"] for worker in lb.status()["workers"]] == [1, 2, 3]
+    assert fetch(lb.address).status == 200
+
+
+def test_the_service_manager_is_told(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    lb = start(balancer, releases, settings([upstream().address]))
+    environment = Path(f"/proc/{lb.pid}/environ").read_bytes().split(b"\0")
+    path = next(line for line in environment if line.startswith(b"NOTIFY_SOCKET=")).partition(b"=")[2]
+    os.unlink(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(10)
+        upgrade(lb)
+        reloading, ready = manager.recv(4096).decode(), manager.recv(4096).decode()
+    assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert ready.startswith(f"READY=1\nMAINPID={lb.pid}\n")
+
+
+# --- what comes in between ---------------------------------------------------------------------------------
+
+_SLOW = "import time; time.sleep(2)"
+
+
+def slow_successor(releases: Releases) -> None:
+    """Installs 2.0, whose master takes a while between its execution and its first look at its children."""
+    module = releases.install("2.0") / "lb" / "master" / "upgrade_resume.py"
+    text = "        self.state = state = unpack(packed)\n"
+    patch(module, text, f"        {_SLOW}\n{text}")
+
+
+def test_who_dies_in_between_is_noticed(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
+    tunnels = open_tunnels(lb)
+    try:
+        assert_echo(tunnels, "before")
+        eventually(lambda: sum(one["tunnels_held"] for one in lb.status()["workers"]) == TUNNELS, "all held")
+        slow_successor(releases)
+        victim = lb.worker_pids()[0]
+        with begin(releases, lb) as asked:
+            eventually(lambda: "executing the new release" in lb.stderr, "the master executes itself")
+            os.kill(victim, signal.SIGKILL)
+            os.kill(lb.pid, signal.SIGHUP)
+            out, err = asked.communicate(timeout=60)
+        assert asked.returncode == 0, out + err
+        wait_settled(lb)
+        assert lb.status()["restarts"] == {"SIGKILL": 1}
+        assert_echo(tunnels, "after")
+        eventually(lambda: lb.status()["reloads"]["succeeded"] == 1, "the SIGHUP was kept")
+    finally:
+        close(tunnels)
+
+
+def begin(releases: Releases, lb: LoadBalancer) -> subprocess.Popen[str]:
+    """`lb upgrade`, under way."""
+    command = [releases.script, "upgrade", "-c", str(lb.file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_one_at_a_time(balancer: StartBalancer, upstream: StartUpstream, releases: Releases) -> None:
+    lb = start(balancer, releases, settings([upstream().address]))
+    module = releases.install("2.0") / "lb" / "master" / "upgrade_trial.py"
+    patch(module, "    board = Scoreboard", f"    {_SLOW}\n    board = Scoreboard")
+    with begin(releases, lb) as asked:
+        eventually(lambda: lb.status()["state"] == "upgrading", "the upgrade goes on")
+        assert "an upgrade goes on: try again when it is over" in upgrade(lb, 1)
+        refused = lb.command("reload", "-c", str(lb.file))
+        assert (refused.returncode, "an upgrade goes on" in refused.stderr) == (1, True)
+        lb.send_signal(signal.SIGTTIN)
+        eventually(lambda: 'reason="an upgrade goes on' in lb.stderr, "another worker is refused")
+        out, err = asked.communicate(timeout=60)
+    assert asked.returncode == 0, out + err
+    lb.reload()
+
+
+def test_a_stop_ends_it(balancer: StartBalancer, upstream: StartUpstream, releases: Releases) -> None:
+    lb = start(balancer, releases, settings([upstream().address]))
+    module = releases.install("2.0") / "lb" / "master" / "upgrade_trial.py"
+    patch(module, "    board = Scoreboard", "    import time; time.sleep(15)\n    board = Scoreboard")
+    with begin(releases, lb) as asked:
+        eventually(lambda: len(processes.children(lb.pid)) == 6, "the trial runs")
+        lb.stop()
+        out, err = asked.communicate(timeout=60)
+    assert (asked.returncode, "lb is stopping" in err) == (1, True), out + err
+
+
+# --- it does not work, and nothing has changed --------------------------------------------------------------
+
+
+def no_syntax(release: Path, _lb: LoadBalancer) -> None:
+    patch(release / "lb" / "cli" / "main.py", "def main(", "def main(:")
+
+
+def no_module(release: Path, _lb: LoadBalancer) -> None:
+    (release / "workers" / "core" / "heads.py").unlink()
+
+
+def no_worker(release: Path, _lb: LoadBalancer) -> None:
+    patch(
+        release / "workers" / "main.py", "    try:\n", '    raise RuntimeError("no luck today")\n    try:\n'
+    )
+
+
+def no_loading(release: Path, _lb: LoadBalancer) -> None:
+    module = release / "workers" / "io" / "worker.py"
+    text = "        roles, self._attached = self._attached, []\n"
+    patch(module, text, text + '        self._abort_prepared.no_such_thing("here")\n')
+
+
+def other_scoreboard(release: Path, _lb: LoadBalancer) -> None:
+    module = release / "workers" / "contract" / "scoreboard.py"
+    line = next(line for line in module.read_text().splitlines() if line.startswith("FORMAT"))
+    patch(module, line + "\n", "FORMAT: Final = 999\n")
+
+
+def other_state(release: Path, _lb: LoadBalancer) -> None:
+    patch(release / "lb" / "master" / "upgrade_state.py", "FORMAT: Final = 1\n", "FORMAT: Final = 2\n")
+
+
+def no_script(release: Path, _lb: LoadBalancer) -> None:
+    (release / "bin" / "lb").unlink()
+
+
+def no_interpreter(release: Path, _lb: LoadBalancer) -> None:
+    (release / "bin" / "lb").write_text("#!/nowhere/python\n")
+
+
+def wrong_file(_release: Path, lb: LoadBalancer) -> None:
+    lb.file.write_text(lb.file.read_text() + "\n[surprise]\nkey = 1\n")
+
+
+def only_by_restart(_release: Path, lb: LoadBalancer) -> None:
+    lb.file.write_text(lb.file.read_text().replace("lb.pid", "other.pid"))
+
+
+BROKEN: list[tuple[Break, str]] = [
+    (no_syntax, "SyntaxError"),
+    (no_module, "ModuleNotFoundError: No module named 'workers.core.heads'"),
+    (no_worker, "a worker of the new release ends on its way up: RuntimeError: no luck today"),
+    (no_loading, "a worker of the new release refuses the configuration: fault in the worker"),
+    (other_scoreboard, "no scoreboard of format 999: upgrade by a restart"),
+    (other_state, "has a state of format 1, this one reads 2: upgrade by a restart"),
+    (no_script, "is not there any more"),
+    (no_interpreter, "can't be executed: No such file or directory"),
+    (wrong_file, "surprise"),
+    (only_by_restart, "process.pid_file"),
+]
+
+
+def test_broken_releases_change_nothing(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
+    lb.wait_control()
+    tunnels = open_tunnels(lb, 4)
+    try:
+        wait_settled(lb)
+        before, descriptors, text = lb.status(), lb.descriptors(lb.pid), lb.file.read_text()
+        for number, (spoil, reason) in enumerate(BROKEN, 1):
+            spoil(releases.install(f"broken-{number}"), lb)
+            outcome = lb.ask("upgrade", timeout=60)["upgrade"]
+            assert not outcome["ok"]
+            assert not outcome["executed"]
+            assert reason in outcome["error"], outcome["error"]
+            lb.file.write_text(text)
+            assert_echo(tunnels, f"after {number}")
+            after = lb.status()
+            assert after["upgrades"]["failed"] == number
+            assert reason in after["upgrades"]["last"]["error"]
+            for key in ("version", "generation", "state", "control_pid", "restarts"):
+                assert after[key] == before[key], (spoil.__name__, key)
+            pids = [worker["pid"] for worker in after["workers"]]
+            assert pids == [worker["pid"] for worker in before["workers"]], spoil.__name__
+            assert set(processes.children(lb.pid)) == known_children(after)
+        assert lb.descriptors(lb.pid).keys() == descriptors.keys()
+        assert metric(lb, 'lb_upgrades_total{result="failure"}') == len(BROKEN)
+        assert "process.pid_file" in last_event(lb, "upgrade-failed")["fields"]["error"]
+        wrong_file(Path(), lb)
+        assert "upgrade failed, nothing has changed and 1.0 serves on" in upgrade(lb, 1)
+    finally:
+        close(tunnels)
