@@ -162,7 +162,11 @@ class Scene:
                     "tls": {"certs": [f"{self.folder}/server.pem"]},
                 },
             },
-            "route": [{"name": pool, "path": f"/{pool}/*", "pool": pool} for pool in pools],
+            # Pings that never come in this time, since they would be among the bytes that are counted.
+            "route": [
+                {"name": pool, "path": f"/{pool}/*", "pool": pool, "websocket": {"ping": "1h"}}
+                for pool in pools
+            ],
             "pool": {
                 "web": {"server": _named(*self.web), "sticky": {"cookie": "lb"}},
                 "flaky": {
@@ -174,7 +178,7 @@ class Scene:
                     "health": {"type": "tcp", "every": "200ms", "timeout": "200ms", "fall": 2},
                     "eject": {"panic_percent": 100},
                 },
-                "chat": {"server": _named(self.chat)},
+                "chat": {"server": _named(self.chat), "admission": {"rate": 1000}},
                 "narrow": {
                     "server": [{**one, "max_connections": NARROW} for one in _named(self.narrow)],
                     "queue": {"timeout": "1m"},

@@ -33,7 +33,11 @@ STILL = {
     "lb_access_log_dropped_total",
     "lb_error_log_dropped_total",
     "lb_scoreboard_series_full_total",
-    "lb_websocket_migrations_total",
+    "lb_upgrades_total",
+    "lb_upstream_admission_queue_length",
+    "lb_websocket_drain_queue_length",
+    "lb_websocket_ping_duration_seconds",
+    "lb_websocket_ping_timeouts_total",
     "lb_worker_faults_total",
 }
 MUST_BE_ACTIVE = {
@@ -98,10 +102,13 @@ def _run(lb: LoadBalancer, scene: Scene, prometheus: Prometheus) -> None:
     eventually(lambda: prometheus.value("sum(lb_upstream_queue_length)"), "Prometheus sees a queue")
     scene.leave_queue(waiting)
     eventually(_sees(prometheus, "sum(lb_http_requests_total{code='499'})", 1), "Prometheus sees who left")
-    for tunnel in tunnels:
+    kept, *others = tunnels
+    for tunnel in others:
         tunnel.close(1000)
     scene.serve_queue(waiting)
     _trouble(lb)
+    kept.talk(300)
+    kept.close(1000)
     for tunnel in scene.round(lb):
         tunnel.close(1000)
 
@@ -111,9 +118,21 @@ def _sees(prometheus: Prometheus, query: str, value: float) -> Callable[[], bool
 
 
 def _trouble(lb: LoadBalancer) -> None:
-    """A worker and the control process die, a reload succeeds and one fails."""
-    eventually(lambda: not any(worker["connections"] for worker in lb.status()["workers"]), "all is quiet")
-    lb.wait_replaced(0, lb.kill_worker(0))
+    """A keeper, the worker of a WebSocket and the control process die, a reload succeeds and one fails."""
+
+    def alone(other_than: int = 0) -> dict[str, Any]:
+        """The worker of the only connection there is, once a keeper has both of its sockets."""
+        workers = [worker for worker in lb.status()["workers"] if worker["connections"]]
+        if len(workers) != 1 or workers[0]["connections"] != 1 or not workers[0]["keeper_pid"]:
+            return {}
+        theirs, kept = (set(lb.descriptors(workers[0][name]).values()) for name in ("pid", "keeper_pid"))
+        shared = [name for name in theirs & kept if name.startswith("socket:")]
+        return workers[0] if len(shared) == 2 and workers[0]["keeper_pid"] != other_than else {}
+
+    keeper = eventually(alone, "a WebSocket that is kept, and nothing else")["keeper_pid"]
+    os.kill(keeper, signal.SIGKILL)
+    slot = eventually(lambda: alone(keeper), "the next keeper has it")["slot"]
+    lb.wait_replaced(slot, lb.kill_worker(slot))
     old = lb.control_pid
     os.kill(old, signal.SIGKILL)
     lb.wait_control(old)
@@ -159,6 +178,11 @@ def _expected(scene: Scene) -> dict[tuple[str, Labels], Mapping[Labels, float]]:
         ("lb_sticky_lookups_total", ("result",)): {("new",): web - tally.returned, ("hit",): tally.returned},
         ("lb_config_reloads_total", ("result",)): {("success",): 1, ("failure",): 1},
         ("lb_worker_restarts_total", ("reason",)): {("SIGKILL",): 1},
+        ("lb_keeper_restarts_total", ("reason",)): {("SIGKILL",): 1},
+        ("lb_websocket_migrations_total", ("reason", "result")): {("crash", "ok"): 1},
+        ("lb_upstream_admission_total", ("pool", "result")): {
+            ("chat", "admitted"): sum(tally.handshakes.values())
+        },
         ("lb_control_restarts_total", ("reason",)): {("SIGKILL",): 1},
         ("lb_websocket_tunnels", ()): {},
         ("lb_http_requests_in_flight", ()): {},
@@ -181,7 +205,8 @@ def _assert_all_moved(prometheus: Prometheus) -> None:
 
 def _assert_all_have_data(prometheus: Prometheus) -> None:
     """Rules are evaluated some time after what they read was scraped."""
-    silent = queries()
+    # There is no quantile of nothing, and no ping in this time.
+    silent = [query for query in queries() if "lb_websocket_ping_duration" not in query]
 
     def none_left() -> bool:
         silent[:] = [query for query in silent if not prometheus.has_data(query)]
