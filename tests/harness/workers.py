@@ -5,6 +5,7 @@ Their sockets are real ones; nothing happens between two turns, so a test can st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -91,11 +92,14 @@ class DrivenWorker:
         worker.tunnels.clear()
         for transfer in worker.handovers.transfers:
             transfer.channel.close()
+        if worker.keeping.channel is not None:
+            worker.keeping.channel.close()
 
     def close(self) -> None:
         """Ends it at once."""
         if self.running:
             self.worker.stop(0)
+            self.worker.keeping.lose()
             self.worker.close()
         self.running = False
         self._theirs.close()
@@ -193,8 +197,9 @@ class Site:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self.workers:
-            worker.close()
+        with contextlib.ExitStack() as stack:
+            for worker in self.workers:
+                stack.callback(worker.close)
         for end in self.ends:
             end.close()
         for fd in (self.bells.workers, self.bells.control, self.board.fd, self.ledger.fd):
@@ -238,15 +243,21 @@ class Site:
         self.answer(worker, messages.Committed)
 
     def tunnel(
-        self, worker: DrivenWorker, *, unix: bool = False, buffer: int | None = None, **fields: Any
+        self,
+        worker: DrivenWorker,
+        *,
+        age: float = 0.0,
+        unix: bool = False,
+        buffer: int | None = None,
+        **fields: Any,
     ) -> tuple[Tunnel, socket.socket, socket.socket]:
-        """A tunnel in `worker`, with the client's and the server's own sockets (non-blocking). `fields` are
-        of its record; `buffer` is the size of the sockets' buffers."""
+        """A tunnel in `worker`, `age` seconds old, with the client's and the server's own sockets
+        (non-blocking). `fields` are of its record; `buffer` is the size of the sockets' buffers."""
         client, ours = connected(buffer=buffer)
         server, theirs = connected(unix=unix, buffer=buffer)
         self.ends += (client, server)
-        record = {"settings": WebSocketSpec(inspect=False), "started": time.monotonic(), **fields}
-        record.setdefault("seen", record["started"])
+        now = time.monotonic()
+        record = {"settings": WebSocketSpec(inspect=False), "started": now - age, "seen": now, **fields}
         made = adopt(
             worker.worker,
             TunnelRecord(listener=LISTENER, route=ROUTE, pool=POOL, **record),

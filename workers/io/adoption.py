@@ -112,7 +112,7 @@ def adopt(
         homes.route(record.route, server.pool), server, homes.listener(record.listener), record.settings,
         record.address, record.host, record.target, record.request_id, record.started,
     )  # fmt: skip
-    tunnel = Tunnel(worker, who, _socket(client_fd), _socket(server_fd))
+    tunnel = Tunnel(worker, who, *_sockets(client_fd, server_fd))
     tunnel.open = False  # until it enters
     tunnel.seen = record.seen
     tunnel.closer = record.closer
@@ -122,10 +122,17 @@ def adopt(
     return tunnel
 
 
-def _socket(fd: int) -> RawSocket:
-    sock = RawSocket(fileno=fd)
-    sock.setblocking(False)
-    return sock
+def _sockets(*fds: int) -> list[RawSocket]:
+    found: list[RawSocket] = []
+    try:
+        for fd in fds:
+            found.append(RawSocket(fileno=fd))
+            found[-1].setblocking(False)
+    except OSError as error:
+        for sock in found:
+            sock.detach()
+        raise NotAdopted(f"what came for it are no sockets: {error}") from None
+    return found
 
 
 def _restore(pipe: Pipe, stream: StreamRecord, waiting: bytes) -> None:
