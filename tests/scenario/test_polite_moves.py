@@ -103,6 +103,22 @@ def test_tunnels_may_be_kept(balancer: StartBalancer, crowd: Crowd) -> None:
     eventually(lambda: crowd.open() == 1 and home not in crowd.where(), "they are asked after all")
 
 
+def test_a_drain_goes_on_when_its_worker_dies(balancer: StartBalancer, crowd: Crowd) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"balance": "round-robin"}, workers=1)
+    crowd.join(lb.address, 200, returns=True)
+    eventually(lambda: lb.admin("workers")[0]["crash_safe"] == 200, "all would outlive their worker")
+    drain(lb, "a", spread=4.0)
+    eventually(lambda: len(crowd.ended()) >= 20, "some are closed")
+    old = lb.kill_worker()
+    lb.wait_replaced(0, old)
+    eventually(lambda: "a" not in crowd.where(), "none is left there")
+    eventually(lambda: crowd.where() == {"b": 200}, "all are on the other server")
+    moved = [member.lives[0] for member in crowd.members if member.lives[0].ended]
+    assert {(life.server, life.code) for life in moved} == {("a", 1012)}
+    assert len(moved) == 100  # those that had just come again were too young to be kept, the others were not
+    eventually(lambda: tunnels(lb) == 200 and paced(lb) == 0, "the figures say so, too")
+
+
 def test_closes_can_be_spread(balancer: StartBalancer, crowd: Crowd) -> None:
     lb = started(balancer, crowd, "a")
     crowd.join(lb.address, 200)
@@ -159,13 +175,14 @@ def test_a_stop_is_polite_and_in_time(balancer: StartBalancer, crowd: Crowd) -> 
 
 
 def test_a_stop_at_once_does_not_ask(balancer: StartBalancer, crowd: Crowd) -> None:
-    lb = started(balancer, crowd, "a", process={"shutdown_timeout": "60s"})
+    drained = {"spread": "60s"}
+    lb = started(balancer, crowd, "a", process={"shutdown_timeout": "60s"}, drain=drained)
     crowd.join(lb.address, 5)
     lb.send_signal(signal.SIGTERM)
-    time.sleep(0)
+    eventually(lambda: lb.status()["state"] == "stopping", "it stops")
     start = time.monotonic()
-    lb.stop()
-    assert time.monotonic() - start < 10
+    lb.stop()  # a second signal
+    assert time.monotonic() - start < 20
 
 
 def test_the_master_is_gone_and_tunnels_are_kept_until_the_end(balancer: StartBalancer, crowd: Crowd) -> None:
@@ -178,6 +195,7 @@ def test_the_master_is_gone_and_tunnels_are_kept_until_the_end(balancer: StartBa
     assert crowd.codes() == {1001}
     assert crowd.ended()[0].told - start > 2.5  # half of it at the least
     eventually(lambda: not lb.leftovers(), "nobody is left")
+    lb.kill()
     lb.stopped = True
 
 
