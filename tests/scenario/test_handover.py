@@ -100,7 +100,7 @@ def test_the_log_tells_a_tunnel_once(balancer: StartBalancer, upstream: StartUps
             assert len(ws.read_frame(client).payload) == 1000
             if len(tunnels(lb)) != workers:
                 lb.send_signal(signal.SIGTTOU if workers == 1 else signal.SIGTTIN)
-                eventually(lambda wanted=workers: len(tunnels(lb)) == wanted, "as many workers")
+                Ordeal(lb).wait_serving(workers)
         client.send(ws.close_frame(1000, masked=True))
         assert ws.read_frame(client).close_code == 1000
     eventually(lambda: sum(tunnels(lb)) == 0, "it is over")

@@ -291,7 +291,8 @@ class OtherSide:
             except BlockingIOError:
                 return None
 
-        message, fds = self._site.until(next_one, "a message comes")
+        found: tuple[Handover | None, list[int]] = self._site.until(next_one, "a message comes")
+        message, fds = found
         self.fds += fds
         return message
 

@@ -17,6 +17,7 @@ from workers.contract.cells import ListenerCell, RouteCell, ServerCell
 from workers.contract.ledger import EntryCell
 from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerSpec
 from workers.contract.tunnels import VERSION, StreamRecord, TunnelRecord
+from workers.core.frames import FrameTracker
 from workers.io import records
 from workers.io.listening import Listener
 from workers.io.plan import Route
@@ -74,20 +75,21 @@ def describe(tunnel: Tunnel) -> TunnelRecord:
 
 
 def _stream(pipe: Pipe) -> StreamRecord:
-    tracker = pipe.tracker
-    if tracker is None:
-        return StreamRecord(position=pipe.total, shift=pipe.shift, ended=pipe.ended, waiting=len(pipe.out))
+    stream = StreamRecord() if pipe.tracker is None else followed(pipe.tracker)
+    return msgspec.structs.replace(
+        stream, position=pipe.total, shift=pipe.shift, ended=pipe.ended, waiting=len(pipe.out)
+    )
+
+
+def followed(tracker: FrameTracker) -> StreamRecord:
+    """Where a stream stands among its frames."""
     return StreamRecord(
-        position=pipe.total,
-        shift=pipe.shift,
         messages=tracker.messages,
         left=0 if tracker.lost else tracker.left,
         ends_message=tracker.ends_message,
         head=tracker.head,
         close_code=tracker.close_code,
         lost=tracker.lost,
-        ended=pipe.ended,
-        waiting=len(pipe.out),
     )
 
 
@@ -141,9 +143,12 @@ def _restore(pipe: Pipe, stream: StreamRecord, waiting: bytes) -> None:
     pipe.told_messages = stream.messages
     pipe.ended = stream.ended
     pipe.out = waiting
-    tracker = pipe.tracker
-    if tracker is None:
-        return
+    if pipe.tracker is not None:
+        follow(pipe.tracker, stream)
+
+
+def follow(tracker: FrameTracker, stream: StreamRecord) -> None:
+    """Makes a new tracker go on where `stream` stands."""
     tracker.messages = stream.messages
     tracker.close_code = stream.close_code
     if stream.lost:
@@ -255,6 +260,10 @@ class Homes:
             self._keep(found, row)
         assert isinstance(found, Listener)
         return found
+
+    def __len__(self) -> int:
+        """How many stand-ins are remembered."""
+        return len(self._stand_ins)
 
     def _keep(self, found: Route | Server | Listener, row: Row) -> None:
         if len(self._stand_ins) >= MAX_STAND_INS:

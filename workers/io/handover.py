@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Handovers:
     """All hand-overs of one worker."""
 
-    __slots__ = ("_limbo", "_say", "transfers", "_worker")
+    __slots__ = ("_limbo", "_say", "_worker", "transfers")
 
     def __init__(self, worker: Worker, say: Callable[[Given], None]) -> None:
         """`say` tells the master."""
