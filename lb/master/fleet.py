@@ -7,14 +7,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from lb.master.deployment import Deployment
-from lb.master.failures import BindError
 from lb.master.keepers import Keepers
 from lb.master.listeners import Listeners, Served
+from lb.master.loading import Loading
 from lb.master.loop import Loop
-from lb.master.observers import Observer, Witness
+from lb.master.observers import Movers, Observer, Witness
 from lb.master.spawn import Spawned
 from lb.master.succession import Succession
 from lb.master.supervision import CHANNEL, LATE, REFUSED, cause_of_death
@@ -24,7 +24,6 @@ from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import (
     Abort,
     AnyMessage,
-    Commit,
     Committed,
     Given,
     Prepared,
@@ -39,24 +38,10 @@ from workers.contract.messages import (
 from workers.contract.scoreboard import MAX_WORKERS, Scoreboard
 from workers.contract.series import SeriesTable
 
-_LOADING_TIMEOUT: Final = 30.0  # for a worker's first configuration
 _LATE_AFTER: Final = 2.0  # beyond the grace that a leaving worker was given
 _RETRY_FORK: Final = 1.0
 _RECLAIM_TIME: Final = 15.0  # for taking over what a dead predecessor left
 _HEIRS_TIME: Final = 30.0  # how long a worker that is not wanted any more waits for those that are
-
-
-class Movers(Protocol):
-    """Who moves tunnels between workers."""
-
-    def leaving(self, worker: WorkerProcess) -> None:
-        """`worker` was told to leave and waits for somebody who takes its tunnels."""
-
-    def given(self, worker: WorkerProcess, message: Given) -> None:
-        """`worker` says that a hand-over is over."""
-
-    def ended(self, worker: WorkerProcess) -> None:
-        """`worker` is gone."""
 
 
 class Fleet:
@@ -90,6 +75,9 @@ class Fleet:
         self.keepers = keepers
         keepers.on_needed = self._attend
         self._succession = Succession(loop, log, keepers, self._start)
+        self._loading = Loading(loop, log, self, listeners)
+        self._loading.on_served = self._serves
+        self._loading.on_rejected = self._rejects
         self._watchdog = Watchdog(loop, log, board, self.kill)
 
     # --- which slots -----------------------------------------------------------------------------------
@@ -234,7 +222,7 @@ class Fleet:
         self.keepers.attend(worker, reclaim=held > 0)
         if not held:
             self._succession.over(slot)
-        self._loop.later(_LOADING_TIMEOUT, lambda: self._kill_if_loading(worker))
+        self._loading.expect(worker)
 
     def _add(self, slot: int, spawned: Spawned) -> WorkerProcess:
         worker = WorkerProcess(slot, spawned, self._loop, self._log, self._received, self._broken)
@@ -316,19 +304,15 @@ class Fleet:
             worker.cause = worker.cause or cause
             worker.signal(signal.SIGKILL)
 
-    def _kill_if_loading(self, worker: WorkerProcess) -> None:
-        if worker.phase in (Phase.STARTING, Phase.LOADING):
-            self.kill(worker, LATE)
-
     # --- what workers say ------------------------------------------------------------------------------
 
     def _received(self, worker: WorkerProcess, message: AnyMessage) -> None:
         match message:
             case Ready():
-                self._load(worker)
+                self._loading.begin(worker)
             case Prepared() | Refused() | Committed():
                 if worker.phase is Phase.LOADING:
-                    self._loading(worker, message)
+                    self._loading.answered(worker, message)
                 elif worker.phase is Phase.SERVING and self.observer is not None:
                     self.observer.answered(worker, message)
             case Tunnels() | TunnelsClosed():
@@ -342,46 +326,22 @@ class Fleet:
             case _:
                 self._broken(worker, f"it sent {type(message).__name__}, which is the master's to send")
 
-    def _load(self, worker: WorkerProcess) -> None:
-        if worker.phase is not Phase.STARTING:
-            return
-        worker.phase = Phase.LOADING
-        self.prepare(worker, self.deployment, self._served_by(worker))
-
-    def _served_by(self, worker: WorkerProcess) -> list[Served]:
-        return [] if worker.caretaker else self._listeners.served_by(worker.slot, self.active)
-
-    def _loading(self, worker: WorkerProcess, message: Prepared | Refused | Committed) -> None:
-        """The first configuration of `worker`, step by step. A reload commits only when nobody is at it,
-        so `deployment` is still the one that was sent."""
-        if message.generation != self.deployment.generation:
-            return
-        match message:
-            case Prepared():
-                try:
-                    if not worker.caretaker:
-                        self._listeners.listen(self._listeners.current(), worker.slot, self.active)
-                except BindError as error:
-                    self._reject(worker, str(error))
-                    return
-                worker.send(Commit(generation=message.generation))
-            case Refused():
-                self._reject(worker, message.error)
-            case Committed():
-                self._committed(worker, message.generation)
-
-    def _committed(self, worker: WorkerProcess, generation: int) -> None:
-        worker.phase = Phase.CARETAKING if worker.caretaker else Phase.SERVING
-        fields = {"slot": worker.slot, "pid": worker.pid, "generation": generation}
-        self._log.info("worker takes over what is left" if worker.caretaker else "worker serves", **fields)
+    def _serves(self, worker: WorkerProcess) -> None:
+        """`worker` has its first configuration."""
         if self._succession.held(worker.slot):
             self._loop.later(_RECLAIM_TIME, lambda: self._check_reclaimed(worker))
-        if not worker.caretaker and self.witness is not None:
+        if worker.phase is Phase.SERVING and self.witness is not None:
             self.witness.served(worker)
         if self.observer is not None:
             # Also of a caretaker: a reload waits for everybody who loads a configuration.
             self.observer.serving(worker)
         self._retire_if_replaced()
+
+    def _rejects(self, worker: WorkerProcess, why: str) -> None:
+        """`worker` can't serve its first configuration."""
+        if self.observer is not None:
+            self.observer.failed(worker, why)
+        self.kill(worker, REFUSED)
 
     def _reclaimed(self, worker: WorkerProcess, message: Reclaimed) -> None:
         fields = {"slot": worker.slot, "pid": worker.pid}
@@ -404,12 +364,6 @@ class Fleet:
             if estate is not None and estate.leave_by is not None:
                 grace = max(1.0, estate.leave_by - time.monotonic())
             self.dismiss(worker, grace, hand_over=True)
-
-    def _reject(self, worker: WorkerProcess, why: str) -> None:
-        self._log.error("worker can't serve the configuration", slot=worker.slot, pid=worker.pid, error=why)
-        if self.observer is not None:
-            self.observer.failed(worker, why)
-        self.kill(worker, REFUSED)
 
     def _broken(self, worker: WorkerProcess, why: str) -> None:
         """The channel is of no use any more: an ending process, or one that must be ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lb.master.worker_process import WorkerProcess
-from workers.contract.messages import Committed, Prepared, Reclaimed, Refused, Tunnels, TunnelsClosed
+from workers.contract.messages import Committed, Given, Prepared, Reclaimed, Refused, Tunnels, TunnelsClosed
 
 
 class Observer(Protocol):
@@ -44,3 +44,16 @@ class Witness(Protocol):
 
     def told(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
         """A worker answers what it was asked about its tunnels."""
+
+
+class Movers(Protocol):
+    """Who moves tunnels between workers."""
+
+    def leaving(self, worker: WorkerProcess) -> None:
+        """`worker` was told to leave and waits for somebody who takes its tunnels."""
+
+    def given(self, worker: WorkerProcess, message: Given) -> None:
+        """`worker` says that a hand-over is over."""
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """`worker` is gone."""
