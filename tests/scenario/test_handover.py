@@ -93,6 +93,7 @@ def test_tunnels_to_unix_sockets_move(
 def test_the_log_tells_a_tunnel_once(balancer: StartBalancer, upstream: StartUpstream) -> None:
     """With its bytes and messages, whoever counted them."""
     lb = balancer(settings([upstream(ws.serve_echo).address], workers=2))
+    ordeal = Ordeal(lb)
     with open_clients(lb.address, 1) as (client,):
         ws.upgrade(client, "/where?it=came")
         for workers in (1, 2, 1):
@@ -100,7 +101,7 @@ def test_the_log_tells_a_tunnel_once(balancer: StartBalancer, upstream: StartUps
             assert len(ws.read_frame(client).payload) == 1000
             if len(tunnels(lb)) != workers:
                 lb.send_signal(signal.SIGTTOU if workers == 1 else signal.SIGTTIN)
-                Ordeal(lb).wait_serving(workers)
+                ordeal.wait_serving(workers)
         client.send(ws.close_frame(1000, masked=True))
         assert ws.read_frame(client).close_code == 1000
     eventually(lambda: sum(tunnels(lb)) == 0, "it is over")
