@@ -7,6 +7,7 @@ connection ended then; those that `return` come again, as a browser's page would
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Coroutine, Iterator
@@ -62,6 +63,7 @@ class Crowd:
         self._thread.start()
         self._servers: list[asyncio.Server] = []
         self._transports: set[asyncio.BaseTransport] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps no reference
         self._over = False
 
     def __enter__(self) -> Crowd:
@@ -117,10 +119,15 @@ class Crowd:
         answered = self._loop.create_future()
         assert isinstance(address, tuple)
 
+        async def return_to_it() -> None:
+            with contextlib.suppress(ConnectionRefusedError):  # it has stopped
+                await self._open(member, address, returns, answers)
+
         def come_again() -> None:
             if returns and not self._over:
-                task = self._loop.create_task(self._open(member, address, returns, answers))
-                task.add_done_callback(lambda _: None)
+                task = self._loop.create_task(return_to_it())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
         await self._loop.create_connection(
             lambda: _Client(self, member, answered, come_again, answers=answers), *address
