@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Any, Final
 
@@ -158,8 +159,8 @@ class Load:
         theirs.pop("open")
         clients, servers = Tally.of(ours), Tally.of(theirs)
         both = Tally().add(clients).add(servers)
-        # Both ends notice that a tunnel broke.
-        closed = dict(clients.closed | servers.closed)
+        # Both ends notice that a tunnel broke, each in its way, and perhaps not at once.
+        closed = dict(max([clients.closed, servers.closed], key=Counter.total))
         return Account(
             tunnels=self.tunnels,
             open=open_now,

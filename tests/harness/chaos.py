@@ -28,9 +28,11 @@ _GROWTH = 8_000_000  # bytes of its own that a process may have gained: allocato
 
 
 def tables(load: Load, *, workers: int = 2, **more: Any) -> Tables:
-    """A configuration in front of `load`, and of HTTP that its servers answer too."""
+    """A configuration in front of `load`, and of HTTP that its servers answer too. Idle connections to these
+    end soon, as they are no leak."""
+    pool = {"keep_alive": {"idle": "2s"}, **more.pop("pool", {})}
     process = {"shutdown_timeout": "5s", **more.pop("process", {})}
-    return settings(load.addresses, workers=workers, process=process, **more)
+    return settings(load.addresses, workers=workers, process=process, pool=pool, **more)
 
 
 class Ordeal:

@@ -15,8 +15,8 @@ from tests.harness.chaos import Ordeal, tables, whole
 pytestmark = pytest.mark.scenario
 
 LIBRARY = "tests.harness.library_traffic"
-STEADY = Terms(rate=10)
-PACKED = Terms(rate=10, deflate=True)
+STEADY = Terms(rate=20)
+PACKED = Terms(rate=20, deflate=True)
 
 
 @pytest.fixture
