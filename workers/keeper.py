@@ -39,7 +39,7 @@ class _Held(NamedTuple):
 
 
 class Keeper:
-    """See the module. `run` serves until the master says so, or is gone."""
+    """See the module."""
 
     def __init__(self, slot: int, channel: socket.socket, ledger: Ledger) -> None:
         self.log = ErrorLog(f"keeper {slot}")
@@ -52,29 +52,33 @@ class Keeper:
         self._unsent: deque[tuple[messages.Message, list[int]]] = deque()  # for the worker
         self._closed = 0  # tunnels that could not be proved, since a successor was last told
         self._swept = 0
-        self._running = True
+        self.running = True  # until the master says otherwise, or is gone
 
     # --- the loop ------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serves."""
         messages.send(self._master, tunnels.KeeperReady(pid=os.getpid()))
-        while self._running:
-            poll = select.poll()
-            poll.register(self._master.fileno(), _IN)
-            worker = self._worker
-            if worker is not None:
-                poll.register(worker.fileno(), _IN | (select.POLLOUT if self._unsent else 0))
-            happened = dict(poll.poll(_SWEEP * 1000))
-            if worker is not None and worker.fileno() in happened:
-                if happened[worker.fileno()] & select.POLLOUT:
-                    self._flush()
-                if happened[worker.fileno()] & _IN:
-                    self._hear_worker()
-            if self._master.fileno() in happened:
-                self._hear_master()
-            if not happened:
-                self._sweep()
+        while self.running:
+            self.turn(_SWEEP)
+
+    def turn(self, patience: float) -> None:
+        """Does what there is to do, or waits for it for `patience` seconds."""
+        poll = select.poll()
+        poll.register(self._master.fileno(), _IN)
+        worker = -1
+        if self._worker is not None:
+            worker = self._worker.fileno()
+            poll.register(worker, _IN | (select.POLLOUT if self._unsent else 0))
+        happened = dict(poll.poll(patience * 1000))
+        if happened.get(worker, 0) & select.POLLOUT:
+            self._flush()
+        if happened.get(worker, 0) & _IN:
+            self._hear_worker()
+        if self._master.fileno() in happened:
+            self._hear_master()
+        if not happened:
+            self._sweep()
 
     def close(self) -> None:
         """Lets go of everything. Tunnels that have no worker any more must not look like ended in order."""
@@ -100,7 +104,7 @@ class Keeper:
             received = None
         if received is None:
             # Whoever might take the tunnels over is gone with it; the worker has its own descriptors.
-            self._running = False
+            self.running = False
             return
         message, fds = received
         match message:
@@ -110,7 +114,7 @@ class Keeper:
             case tunnels.Settle():
                 self._settle()
             case tunnels.Leave():
-                self._running = False
+                self.running = False
 
     def _settle(self) -> None:
         while self._hear_worker():
@@ -171,7 +175,7 @@ class Keeper:
         except OSError as error:
             # Descriptors may have been lost with it. The worker sees the end, and asks for another keeper.
             self.log.error("the worker can't be heard, its tunnels are not kept", error=error)
-            self._running = False
+            self.running = False
             return False
         if received is None:
             self._drop_worker()
