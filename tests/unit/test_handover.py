@@ -26,6 +26,7 @@ from workers.contract.snapshot import WebSocketSpec
 from workers.contract.tunnels import BATCH, Done, End, Go, Handover, Offer, Ready, receive_handover
 from workers.io.adoption import MAX_TARGET
 from workers.io.closing import close_politely
+from workers.io.pacing import Cause
 
 
 @pytest.fixture
@@ -596,3 +597,30 @@ def test_offers_fit_whatever_clients_ask_for(crowd: tuple[Site, DrivenWorker], s
     taking.close()
     site.answer(giver, messages.Given)
     assert offered == [min(MAX_TARGET, len(tunnel.target)) for tunnel in tunnels[: len(offered)]]
+
+
+def test_tunnels_whose_end_somebody_asked_for_stay(site: Site) -> None:
+    """Those that are planned for another reason leave with the others, and are planned anew there."""
+    one, other = site.workers
+    made = [site.tunnel(one)[0] for _ in range(3)]
+    one.worker.pacer.order(made[:1], 1001, "", 60.0)
+    one.worker.pacer.plan(made[1:2], Cause("drain", 1012), 60.0)
+    assert site.hand_over(one, other, reason="rebalance").count == 1
+    assert list(one.worker.tunnels.values()) == made[:2]
+    assert site.hand_over(one, other, reason="retire").count == 1
+    assert list(one.worker.tunnels.values()) == made[:1]
+    site.until(lambda: one.gauges()["paced"] == 1, "what went is not planned here any more")
+
+
+def test_a_tunnel_that_awaits_a_pong_goes_last(site: Site) -> None:
+    one, other = site.workers
+    asked, client, server = site.tunnel(one, settings=WebSocketSpec(inspect=True, ping=0.2))
+    site.until(lambda: asked.from_client.on_chunk is not None, "it is asked")
+    assert site.hand_over(one, other, reason="rebalance").count == 0
+    pings = [received(site, end, size) for end, size in ((client, 10), (server, 14))]
+    assert [ping[0] for ping in pings] == [0x89, 0x89]
+    assert site.hand_over(one, other, reason="retire").count == 1
+    # An answer that the new worker did not ask for goes on, as RFC 6455 (section 5.5.3) allows.
+    pong = ws.frame(pings[0][2:], ws.PONG, masked=True)
+    client.send(pong)
+    assert received(site, server, len(pong)) == pong

@@ -74,6 +74,10 @@ class Timetable(Generic[Cause]):
         """Whether `key` is planned for `cause`."""
         return cause in self._planned.get(key, ())
 
+    def causes(self, key: int) -> Collection[Cause]:
+        """What the key is planned for."""
+        return self._planned.get(key, {}).keys()
+
     def plan(self, keys: Iterable[int], cause: Cause, at: Iterable[float]) -> None:
         """Plans each key for its time in `at`. A key that is planned for `cause` already keeps the earlier
         time."""

@@ -132,19 +132,27 @@ class Giver(Transfer):
         return records, fds, memfds
 
     def _candidates(self) -> Iterator[Tunnel]:
-        """The tunnels that may go now, in the order of their coming. One whose Close is planned is not moved
-        only to even out numbers: its turn would be another one there."""
-        pacer = self.worker.pacer
-        rebalances = self.reason == "rebalance"
+        """The tunnels that may go, in the order of their coming; behind the others those of which a side is
+        about to answer a Ping of ours, which only this worker can tell from others."""
+        later: list[Tunnel] = []
         for tunnel in self.worker.tunnels.values():
-            if (
-                tunnel.open
-                and tunnel.movable
-                and tunnel.closing is None
-                and tunnel.number not in self._stay
-                and not (rebalances and tunnel.number in pacer)
-            ):
-                yield tunnel
+            if self._may_go(tunnel):
+                if tunnel.from_client.on_chunk is None and tunnel.from_server.on_chunk is None:
+                    yield tunnel
+                else:
+                    later.append(tunnel)
+        if self.reason != "rebalance":
+            yield from later
+
+    def _may_go(self, tunnel: Tunnel) -> bool:
+        """Not where somebody asked for its end; and only to even out numbers, not where its Close is planned
+        otherwise: its turn would be another one there."""
+        if not (tunnel.open and tunnel.movable) or tunnel.closing is not None or tunnel.number in self._stay:
+            return False
+        pacer = self.worker.pacer
+        if self.reason == "rebalance":
+            return tunnel.number not in pacer
+        return not pacer.is_ordered(tunnel.number)
 
     # --- what the taker says -------------------------------------------------------------------------
 

@@ -72,6 +72,10 @@ class Pacer:
         """Whether the tunnel is planned."""
         return number in self._timetable
 
+    def is_ordered(self, number: int) -> bool:
+        """Whether somebody asked for this tunnel's end: no other worker knows of that."""
+        return any(cause.why == "order" for cause in self._timetable.causes(number))
+
     # --- planning ------------------------------------------------------------------------------------
 
     def plan(self, tunnels: Iterable[Tunnel], cause: Cause, spread: float, wait: float = 0.0) -> int:
