@@ -228,5 +228,8 @@ class Upgrader:
         fields = {"before": outcome.before, "after": outcome.after, "seconds": outcome.seconds}
         if outcome.ok:
             self._log.info("upgraded", **fields)
-        for line in outcome.error.splitlines():
-            self._log.error("upgrade failed", **fields, error=line)
+            return
+        first, *others = outcome.error.splitlines()
+        self._log.error("upgrade failed", **fields, error=first)
+        for line in others:
+            self._log.error("upgrade failed, more about it", text=line)

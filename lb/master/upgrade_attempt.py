@@ -21,16 +21,17 @@ from workers.contract.snapshot import DECODE_ERRORS
 DEADLINE: Final = 20.0
 MAX_OUTPUT: Final = 8192  # bytes of what it printed last
 MAX_REPORT: Final = 65_536
-_MAX_LINES: Final = 20
+_MAX_LINES: Final = 10
 _PIPE: Final = 16_384
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a trial ended, as it says itself: one JSON object."""
+    """How a trial ended, as it says itself: one JSON object. `printed`: what it printed says more."""
 
     ok: bool
     version: str = ""
     error: str = ""
+    printed: bool = False
 
 
 class _Pipe:
@@ -160,18 +161,12 @@ class Attempt:
             report = msgspec.json.decode(self._report.data, type=TrialReport)
         except DECODE_ERRORS:
             return self._failed(f"the new release does not start ({cause})")
-        if not report.ok:
-            return self._failed(report.error)
-        return report
+        return self._failed(report.error) if report.printed else report
 
     def _failed(self, why: str) -> TrialReport:
         """`why`, with what it printed last: the reason is in the last line of a traceback."""
         text = self._output.data.decode("utf-8", "replace")
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Traceback ")]
         if lines:
-            why = f"{why}: {lines[-1].strip()}" if len(lines) == 1 else "\n".join(_ended(why, lines))
-        return TrialReport(ok=False, error=why)
-
-
-def _ended(why: str, lines: list[str]) -> list[str]:
-    return [f"{why}: {lines[-1].strip()}", *lines[-_MAX_LINES:]]
+            why = f"{why}: {lines[-1].strip()}"
+        return TrialReport(ok=False, error="\n".join([why, *lines[-_MAX_LINES:-1]]))

@@ -37,20 +37,26 @@ class TrialError(Exception):
     """The worker did not come up; `str()` says why."""
 
 
+class WorkerEnded(TrialError):
+    """It ended; what it printed says why."""
+
+
 def run(order: Order, version: str) -> int:
     """Tries, and writes the report. Returns the exit code."""
     for fd in (order.state, order.report):
         os.set_inheritable(fd, False)
-    error = ""
+    error, printed = "", False
     try:
         attempt(unpack(order.state))
-    except (StateError, ScoreboardError, LedgerError) as failure:
+    except (ScoreboardError, LedgerError) as failure:
         error = f"{failure}: upgrade by a restart"
-    except (ConfigErrors, StartError, DeployError, TrialError, OSError) as failure:
+    except WorkerEnded as failure:
+        error, printed = str(failure), True
+    except (StateError, ConfigErrors, StartError, DeployError, TrialError, OSError) as failure:
         error = str(failure)
-    report = msgspec.json.encode(TrialReport(ok=not error, version=version, error=error))
+    report = TrialReport(ok=not error, version=version, error=error, printed=printed)
     with os.fdopen(order.report, "wb") as pipe:
-        pipe.write(report)
+        pipe.write(msgspec.json.encode(report))
     return 1 if error else 0
 
 
@@ -112,5 +118,5 @@ def _next(spawned: Spawned) -> AnyMessage:
     select.select([spawned.channel], [], [])
     received = messages.receive(spawned.channel)
     if received is None:
-        raise TrialError("a worker of the new release ends on its way up")
+        raise WorkerEnded("a worker of the new release ends on its way up")
     return received[0]
