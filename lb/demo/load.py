@@ -7,7 +7,6 @@ import select
 import subprocess
 import sys
 import time
-from collections import Counter
 from types import TracebackType
 from typing import Any, Final
 
@@ -160,7 +159,7 @@ class Load:
         clients, servers = Tally.of(ours), Tally.of(theirs)
         both = Tally().add(clients).add(servers)
         # Both ends notice that a tunnel broke, each in its way, and perhaps not at once.
-        closed = dict(max([clients.closed, servers.closed], key=Counter.total))
+        closed = max(clients.closed, servers.closed, key=lambda counter: counter.total())
         return Account(
             tunnels=self.tunnels,
             open=open_now,

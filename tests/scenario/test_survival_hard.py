@@ -1,5 +1,5 @@
-"""Workers that die at the worst moments: with bytes of slow readers, half-closed tunnels and full buffers, while
-they take over, together with others."""
+"""Workers that die at the worst moments: with bytes of slow readers, half-closed tunnels, full buffers, and
+together with others."""
 
 from __future__ import annotations
 
