@@ -29,8 +29,8 @@ _MAX_NUMBER: Final = 2**63 - 1
 class Event(Message, frozen=True, kw_only=True):
     """Something that happened, for the event stream. `kind` is a stable word: "reload", "reload-failed",
     "worker-ended", "worker-serves", "server-up", "server-down", "server-ejected", "server-returned",
-    "server-admin", "discovered", "discovery-failed", "tunnels-closed",
-    "tunnels-restored", "tunnels-moved", "keeper-ended"."""
+    "server-admin", "discovered", "discovery-failed", "tunnels-closed", "tunnels-restored", "tunnels-moved",
+    "keeper-ended", "control-ended", "upgrade", "upgrade-failed". docs/admin-api.md lists them."""
 
     kind: str
     text: str  # one line for people
