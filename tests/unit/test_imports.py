@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = "lb.master.spawn"  # the one that runs the children's code
-ENTRIES = ("workers.main", "lb.control.main")
+ENTRIES = ("workers.main", "workers.keeper", "lb.control.main")
 IMPORTED_AS = {"pyyaml": "yaml"}  # packages that are imported by another name
 IMPURE = {
     "asyncio",
@@ -33,6 +33,7 @@ ALLOWED = {
     "workers.core": ("workers.contract", "workers.core"),
     "workers.io": ("workers.contract", "workers.core", "workers.io"),
     "workers.main": ("workers.contract", "workers.core", "workers.io"),
+    "workers.keeper": ("workers.contract", "workers.core", "workers.io"),
     "lb": ("lb", "workers.contract", "workers.core"),
 }
 
