@@ -145,8 +145,11 @@ class Fleet:
         if self.closed:
             return
         for worker in list(self.workers.values()):
-            wanted = worker.slot in self.active or worker.caretaker
-            if not wanted and worker.phase is not Phase.LEAVING:
+            if worker.slot in self.active or worker.phase is Phase.LEAVING:
+                continue
+            if self._succession.of(worker.slot) is not None:
+                worker.caretaker = True  # it is dismissed when it has what it came for
+            else:
                 self.dismiss(worker, self.deployment.plan.snapshot.drain.hard_stop, hand_over=True)
 
     # --- talking to workers ----------------------------------------------------------------------------
@@ -264,7 +267,8 @@ class Fleet:
             self.restarts[cause] += 1
             if self.observer is not None:
                 self.observer.failed(worker, f"ended: {cause}")
-        self._succeed(worker, expected or cause == LATE, lived)
+        inherited = not self._succession.held(worker.slot)
+        self._succeed(worker, cause == LATE or (expected and inherited), lived)
         self._check_empty()
 
     def _succeed(self, worker: WorkerProcess, in_order: bool, lived: float) -> None:
@@ -359,7 +363,7 @@ class Fleet:
     def _inherited(self, worker: WorkerProcess) -> None:
         estate = self._succession.of(worker.slot)
         self._succession.over(worker.slot)
-        if worker.phase is Phase.CARETAKING:
+        if worker.caretaker and worker.phase is not Phase.LEAVING:
             grace = self.deployment.plan.snapshot.drain.hard_stop
             if estate is not None and estate.leave_by is not None:
                 grace = max(1.0, estate.leave_by - time.monotonic())

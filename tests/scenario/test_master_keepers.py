@@ -226,6 +226,19 @@ def test_a_slot_with_a_caretaker_is_not_given_away(instance: Instance) -> None:
     gone(instance, 1)
 
 
+def test_a_successor_that_is_retired_on_its_way_up_becomes_a_caretaker(instance: Instance) -> None:
+    instance.start()
+    open_tunnels(instance, 1, 30)
+    with flag(instance, "late"):
+        os.kill(instance.pids()[1], signal.SIGKILL)
+        eventually(lambda: reports(instance)[1].state == "starting", "a successor on its way")
+        instance.signal(signal.SIGTTOU)
+        eventually(lambda: instance.status().workers_wanted == 1, "the retirement")
+    eventually(lambda: tunnels(instance) == {0: 30}, "the tunnels with the sibling")
+    gone(instance, 1)
+    assert instance.status().restarts == {"SIGKILL": 1}
+
+
 def test_what_drifts_apart_is_evened_out(instance: Instance) -> None:
     instance.process_keys = {}
     instance.start()
