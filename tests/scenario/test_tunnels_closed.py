@@ -278,6 +278,50 @@ def test_how_a_client_goes_after_its_close_is_nothing_to_the_server(
     eventually(lambda: tunnels(lb) == 0, "the tunnel is gone")
 
 
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_who_resets_instead_of_an_answer_does_not_spoil_it_for_the_other(
+    who: str, balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    ends: queue.Queue[bytes | OSError] = queue.Queue()
+    go_on = threading.Event()
+
+    def told(connection: Connection) -> None:
+        head = connection.read_head()
+        assert head is not None
+        if not head.get("upgrade"):
+            connection.send(reply())
+            return
+        ws.accept(connection, head)
+        assert ws.read_frame(connection).close_code == 1012
+        if who == "server":
+            connection.reset()
+            go_on.set()
+            return
+        go_on.wait(20)
+        try:
+            connection.send(ws.close_frame(1012))
+            ends.put(connection.receive())
+        except OSError as error:
+            ends.put(error)
+
+    lb = balancer(settings([upstream(told).address], workers=1))
+    lb.wait_control()
+    with ws.connect(lb.address) as client:
+        close_all(lb, code=1012)
+        assert ws.read_frame(client).close_code == 1012
+        if who == "client":
+            client.reset()
+            assert fetch(lb.address).status == 200  # the worker has seen it
+            go_on.set()
+            assert ends.get(timeout=20) == b""
+        else:
+            assert go_on.wait(20)
+            assert fetch(lb.address).status == 200  # the worker has seen it
+            client.send(ws.close_frame(1012, masked=True))
+            assert client.read_to_end() == b""
+    eventually(lambda: tunnels(lb) == 0, "the tunnel is gone")
+
+
 @pytest.mark.parametrize("before", [b"", ws.frame(bytes(50), masked=True)], ids=["alone", "behind data"])
 def test_a_close_under_way_is_passed_on_whole(
     before: bytes, balancer: StartBalancer, upstream: StartUpstream
