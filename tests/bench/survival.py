@@ -9,22 +9,19 @@ both ways, every byte is compared, and a quarter is compressed.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import os
 import pathlib
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from lb.demo.load import TRAFFIC, Account, Load
 from lb.demo.messages import Terms
 from tests.harness import LoadBalancer, eventually
-from tests.harness.chaos import Ordeal, broken_release, release, tables
-from tests.harness.load import Background, HttpLoad
+from tests.harness.chaos import Ordeal, broken_release, http_load, release, tables
 
 RATE: Final = 1500.0  # messages a second, both ways, of all tunnels
 LIBRARY: Final = "tests.harness.library_traffic"
@@ -94,7 +91,7 @@ class Bench:
             "scale": lambda: self.ordeal.scale(random.randint(1, 4)),
             "reload": self.ordeal.reload,
         }
-        with _http(self.lb.port) as http:
+        with http_load(self.lb.port) as http:
             for number, deed in enumerate(deeds):
                 began = time.monotonic()
                 if number == broken:
@@ -126,41 +123,6 @@ class Bench:
         most = max(seconds.values(), default=1)
         for second in range(max(seconds, default=0) + 1):
             print(f"{second:3} s {seconds[second]:5} {'#' * round(seconds[second] / most * _BAR)}")
-
-
-class _Http:
-    """What HTTP clients saw. A request on a kept connection that crossed its end is sent again by any client
-    (RFC 9112 section 9.3.1)."""
-
-    def __init__(self, load: HttpLoad) -> None:
-        self._load = load
-
-    @property
-    def done(self) -> int:
-        """Requests with the right answer."""
-        return self._load.done
-
-    @property
-    def lost(self) -> list[str]:
-        """Requests that failed."""
-        return [failure for failure in self._load.failures if "0 bytes read" not in failure]
-
-    @property
-    def crossed(self) -> int:
-        """Requests that any client would have sent again."""
-        return len(self._load.failures) - len(self.lost)
-
-
-@contextlib.contextmanager
-def _http(port: int) -> Iterator[_Http]:
-    load = HttpLoad(port, connections=8, pause=0.02)
-    with Background() as background:
-        running = asyncio.run_coroutine_threadsafe(load.run(), background.loop)
-        try:
-            yield _Http(load)
-        finally:
-            background.loop.call_soon_threadsafe(load.stop)
-            running.result(60)
 
 
 def main() -> int:

@@ -175,6 +175,14 @@ class LoadBalancer:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def kill_master(self) -> list[int]:
+        """Kills the master alone, with SIGKILL; the pids of what it leaves behind."""
+        assert self._process is not None
+        left = [pid for pid in self.leftovers() if pid != self.pid]
+        self._process.kill()
+        self._process.wait(10)
+        return left
+
     def wait_replaced(self, slot: int, old: int, within: float = 30.0) -> int:
         """Waits until `slot` has a pid other than `old`, and returns it."""
 

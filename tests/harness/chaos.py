@@ -3,6 +3,7 @@ of that afterwards."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import random
@@ -18,6 +19,7 @@ from lb.demo.load import Account, Load
 from tests.harness import processes
 from tests.harness.balancer import ROOT, LoadBalancer
 from tests.harness.gauges import Gauges
+from tests.harness.load import Background, HttpLoad
 from tests.harness.ports import free_port
 from tests.harness.settings import Tables, settings
 from tests.harness.waiting import eventually
@@ -229,3 +231,39 @@ def _descriptors(pid: int) -> int:
     rows = [row.split() for row in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
     listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
     return sum(target not in listening for target in processes.descriptors(pid).values())
+
+
+class Http:
+    """What HTTP clients saw. A request on a kept connection that crossed its end is sent again by any client
+    (RFC 9112 section 9.3.1)."""
+
+    def __init__(self, load: HttpLoad) -> None:
+        self._load = load
+
+    @property
+    def done(self) -> int:
+        """Requests with the right answer."""
+        return self._load.done
+
+    @property
+    def lost(self) -> list[str]:
+        """Requests that failed."""
+        return [failure for failure in self._load.failures if "0 bytes read" not in failure]
+
+    @property
+    def crossed(self) -> int:
+        """Requests that any client would have sent again."""
+        return len(self._load.failures) - len(self.lost)
+
+
+@contextmanager
+def http_load(port: int) -> Iterator[Http]:
+    """Steady HTTP requests through `port` meanwhile."""
+    load = HttpLoad(port, connections=8, pause=0.02)
+    with Background() as background:
+        running = asyncio.run_coroutine_threadsafe(load.run(), background.loop)
+        try:
+            yield Http(load)
+        finally:
+            background.loop.call_soon_threadsafe(load.stop)
+            running.result(60)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lb.demo.load import Load
 from lb.demo.messages import Terms
 from tests.conftest import StartBalancer
-from tests.harness.chaos import Ordeal, tables, whole
+from tests.harness.chaos import Ordeal, broken_release, http_load, release, tables, whole
 
 pytestmark = pytest.mark.scenario
 
@@ -76,3 +77,28 @@ def test_kills_with_the_library_at_both_ends(balancer: StartBalancer) -> None:
             go_on(load, 100)
         whole(load.stop())
         ordeal.assert_nothing_is_left()
+
+
+def test_upgrades_scalings_and_reloads_at_once_with_requests(
+    balancer: StartBalancer, load: Load, tmp_path: Path
+) -> None:
+    lb = balancer(tables(load, workers=2), code=release(tmp_path / "release"))
+    ordeal = Ordeal(lb)
+    load.open(lb.port, 40, STEADY)
+    load.open(lb.port, 10, PACKED)
+    with http_load(lb.port) as http:
+        for workers in (4, 1, 3):
+            ordeal.upgrade()
+            ordeal.scale(workers)
+            ordeal.reload()
+            go_on(load)
+        with broken_release(lb):
+            assert "a broken release" in ordeal.upgrade(works=False)["error"]
+        go_on(load)
+        assert http.done > 50
+    assert http.lost == []
+    ordeal.wait_held(50)
+    ordeal.kill()
+    go_on(load)
+    whole(load.stop())
+    ordeal.assert_nothing_is_left()
