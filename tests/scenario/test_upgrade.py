@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import LoadBalancer, eventually, fetch, processes, websocket
 from tests.harness.client import RawClient
-from tests.harness.load import HttpLoad
+from tests.harness.load import Backend, HttpLoad, WebSocketLoad
 from tests.harness.ports import free_port
 from tests.harness.releases import Releases, patch
 from tests.harness.settings import Tables, settings
@@ -101,51 +102,51 @@ def event(lb: LoadBalancer, kind: str) -> dict[str, Any]:
 # --- it works ----------------------------------------------------------------------------------------------
 
 
+def two_pools(made: Backend) -> Tables:
+    """HTTP to one pool, WebSockets to another."""
+    tables = settings([made.address], workers=2)
+    tables["route"].insert(0, {"name": "ws", "path": "/ws", "pool": "ws"})
+    tables["pool"]["ws"] = {"servers": [made.websocket_address]}
+    return tables
+
+
 def test_upgrades_under_load_lose_and_leak_nothing(balancer: StartBalancer, releases: Releases) -> None:
     with backend() as (background, made):
-        lb = start(balancer, releases, settings([made.address], workers=2))
-        pid = lb.pid
-        load = HttpLoad(lb.port, connections=8, pause=0.002)
-        running = asyncio.run_coroutine_threadsafe(load.run(), background.loop)
-        descriptors = []
+        lb = start(balancer, releases, two_pools(made))
+        pid, descriptors = lb.pid, []
+        http = HttpLoad(lb.port, connections=8, pause=0.002)
+        tunnels = WebSocketLoad(f"ws://127.0.0.1:{lb.port}/ws", TUNNELS, pause=0.01)
+        loads = (http, tunnels)
+        running = [asyncio.run_coroutine_threadsafe(load.run(), background.loop) for load in loads]
         try:
+            assert tunnels.all_open.wait(30)
             for number in range(UPGRADES):
                 version = f"{number + 2}.0"
-                seen = load.done
                 releases.install(version)
                 assert f"upgraded from {number + 1}.0 to {version}" in upgrade(lb)
-                eventually(lambda seen=seen: progressed(load, seen), "HTTP goes on")
                 descriptors.append(wait_settled(lb))
+                for load in loads:
+                    eventually(partial(progressed, load, load.done), "the traffic goes on")
                 report = lb.status()
                 assert (report["version"], report["pid"], report["state"]) == (version, pid, "serving")
                 assert [worker["slot"] for worker in report["workers"]] == ([2, 3], [0, 1])[number % 2]
+                assert sum(worker["tunnels"] for worker in report["workers"]) == TUNNELS
         finally:
-            background.loop.call_soon_threadsafe(load.stop)
-            running.result(30)
-        assert load.failures == []
+            for load in loads:
+                background.loop.call_soon_threadsafe(load.stop)
+            for future in running:
+                future.result(30)
+        assert http.failures == []
+        assert tunnels.failures == []
         assert descriptors[0] == descriptors[-1], descriptors
         report = lb.status()
         assert report["upgrades"]["succeeded"] == UPGRADES
         assert report["restarts"] == {}
-        assert sum(listener["accepted"] for listener in report["listeners"]) >= load.reopened + 8
         lb.wait_control()
-        eventually(lambda: metric(lb, "lb_http_requests_total") == load.done, "every request was counted")
+        requests = http.done + TUNNELS
+        eventually(lambda: metric(lb, "lb_http_requests_total") == requests, "every request was counted")
         assert metric(lb, 'lb_upgrades_total{result="success"}') == UPGRADES
-
-
-def test_tunnels_live_on(balancer: StartBalancer, upstream: StartUpstream, releases: Releases) -> None:
-    lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
-    tunnels = open_tunnels(lb)
-    try:
-        assert_echo(tunnels, "before")
-        for number in range(2):
-            releases.install(f"{number + 2}.0")
-            upgrade(lb)
-            assert_echo(tunnels, f"after {number}")
-            wait_settled(lb)
-            assert_echo(tunnels, f"settled {number}")
-    finally:
-        close(tunnels)
+        assert metric(lb, "lb_websocket_tunnels{") == 0
 
 
 def test_the_instance_stays_what_it_was(
@@ -184,7 +185,7 @@ def test_the_instance_stays_what_it_was(
     assert list(Path(socket_folder).iterdir()) == []
 
 
-def test_the_configuration_on_disk_comes_with_it(
+def test_the_configuration_on_disk_comes_with_it_and_the_service_manager_is_told(
     balancer: StartBalancer, upstream: StartUpstream, releases: Releases
 ) -> None:
     lb = start(balancer, releases, settings([upstream().address], workers=1))
@@ -192,17 +193,6 @@ def test_the_configuration_on_disk_comes_with_it(
     lb.tables["process"]["workers"] = 3
     lb.tables["listen"]["second"] = {"bind": [f"127.0.0.1:{port}"]}
     lb.write()
-    upgrade(lb)
-    assert fetch(("127.0.0.1", port)).status == 200
-    wait_settled(lb)
-    assert [worker["slot"] for worker in lb.status()["workers"]] == [1, 2, 3]
-    assert fetch(lb.address).status == 200
-
-
-def test_the_service_manager_is_told(
-    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
-) -> None:
-    lb = start(balancer, releases, settings([upstream().address]))
     environment = Path(f"/proc/{lb.pid}/environ").read_bytes().split(b"\0")
     path = next(line for line in environment if line.startswith(b"NOTIFY_SOCKET=")).partition(b"=")[2]
     os.unlink(path)
@@ -212,7 +202,11 @@ def test_the_service_manager_is_told(
         upgrade(lb)
         reloading, ready = manager.recv(4096).decode(), manager.recv(4096).decode()
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert ready.startswith(f"READY=1\nMAINPID={lb.pid}\n")
+    assert ready.startswith(f"READY=1\nMAINPID={lb.pid}\nSTATUS=3 workers, listening on")
+    wait_settled(lb)
+    assert [worker["slot"] for worker in lb.status()["workers"]] == [1, 2, 3]
+    assert fetch(("127.0.0.1", port)).status == 200
+    assert fetch(lb.address).status == 200
 
 
 # --- what comes in between ---------------------------------------------------------------------------------

@@ -46,9 +46,7 @@ def test_links_are_left_to_the_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "mode"), [("import lb\n", 0o755), ("import lb\n", 0o644)])
-def test_what_the_kernel_would_not_run_is_run_by_the_interpreter(
-    tmp_path: Path, text: str, mode: int
-) -> None:
+def test_what_the_kernel_does_not_run_is_run_by_the_interpreter(tmp_path: Path, text: str, mode: int) -> None:
     path = str(script(tmp_path / "lb.py", text, mode))
     assert launch(path, tmp_path).command() == ("/usr/bin/python3", ["/usr/bin/python3", path, "run"])
 
@@ -88,12 +86,14 @@ def test_only_what_is_named_is_inherited(tmp_path: Path) -> None:
     program = script(
         tmp_path / "lb",
         f"#!{sys.executable}\nimport os\n"
-        f"print(os.environ['{VARIABLE}'], sorted(map(int, os.listdir('/proc/self/fd')))[3:-1], os.getcwd())\n",
+        "fds = sorted(map(int, os.listdir('/proc/self/fd')))[3:-1]\n"
+        f"print(os.environ['{VARIABLE}'], fds, os.getcwd())\n",
     )
     code = (
         "import os; from lb.master.upgrade_launch import Launch, Order\n"
         "fds = [os.open('/dev/null', os.O_RDONLY) for _ in range(3)]\n"
-        f"Launch(('python',), {str(program)!r}, (), {str(tmp_path)!r}).execute(Order('resume', fds[0]), fds[:2])"
+        f"launch = Launch(('python',), {str(program)!r}, (), {str(tmp_path)!r})\n"
+        "launch.execute(Order('resume', fds[0]), fds[:2])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
