@@ -112,13 +112,15 @@ class Pacer:
 
     def leave(self, grace: float, *, hand_over: bool = False, late: bool = False) -> None:
         """The worker ends within `grace` seconds. With `hand_over`, those that another worker can have are
-        left for it; with `late`, all are left alone for as long as possible."""
+        left for it, but for those whose end somebody asked for; with `late`, all are left alone for as long
+        as possible."""
         drain = self._drain
         wait, spread = window(grace, drain.spread, PATIENCE, late=late)
         cause = Cause("stop", drain.close_code)
         self._leaving = _Leaving(cause, time.monotonic() + wait + spread, hand_over)
         tunnels = self._worker.tunnels.values()
-        self.plan([one for one in tunnels if not (hand_over and one.movable)], cause, spread, wait)
+        staying = [one for one in tunnels if not hand_over or not one.movable or self.is_ordered(one.number)]
+        self.plan(staying, cause, spread, wait)
 
     @property
     def _drain(self) -> DrainSpec:
