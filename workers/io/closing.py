@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from workers.contract.ledger import CLOSE_SENT_CLIENT, CLOSE_SENT_SERVER
 from workers.core.frames import close_frame
-from workers.io.tls import TlsStream, TlsTruncated
+from workers.io.tls import Stream, TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
     from workers.io.pipe import Pipe
@@ -25,7 +25,7 @@ _SENT: Final = {"client": CLOSE_SENT_CLIENT, "server": CLOSE_SENT_SERVER}
 class Closing:
     """What a tunnel holds while it is being closed."""
 
-    __slots__ = ("frames", "sent", "tunnel", "waiting")
+    __slots__ = ("dead", "frames", "sent", "tunnel", "waiting")
 
     def __init__(self, tunnel: Tunnel, code: int, reason: str) -> None:
         self.tunnel = tunnel
@@ -36,6 +36,7 @@ class Closing:
         }
         self.waiting = {"client", "server"}  # whose own Close has not come
         self.sent = 0  # CLOSE_SENT_* of the ledger
+        self.dead: Stream | None = None  # the side that is told nothing, and cut off in the end
 
     def go_on(self, sent: int) -> None:
         """Goes on where another worker was: `sent` says in which streams our Close is already."""
@@ -43,6 +44,19 @@ class Closing:
         for name, flag in _SENT.items():
             if sent & flag:
                 self.frames.pop(name)
+        self.begin()
+
+    def give_up(self, name: str) -> None:
+        """Begins without the side `name`, which does not answer: nothing more is sent to it."""
+        tunnel = self.tunnel
+        sink = tunnel.from_server if name == "client" else tunnel.from_client
+        self.dead = sink.sink
+        self.waiting.discard(name)
+        self.sent |= _SENT[sink.name]
+        del self.frames[sink.name]
+        sink.drained()
+        sink.worker.loop.remove_writer(sink.sink_fd)
+        sink.resume()
         self.begin()
 
     def begin(self) -> None:
@@ -129,10 +143,11 @@ class Closing:
             pipe.worker.loop.call_soon(lambda: self._on_chunk(pipe))
 
     def may_fail(self, name: str) -> bool:
-        """Whether the connection of `name` may fail, since its own Close has come, its last word. What it was
-        still to be sent is dropped then."""
-        if name in self.waiting:
+        """Whether the connection of `name` may fail: the other side was sent a Close in its name, or its own,
+        so it knows that nothing more comes. What `name` was still to be sent is dropped then."""
+        if name in self.frames:
             return False
+        self.waiting.discard(name)
         tunnel = self.tunnel
         source, sink = tunnel.from_client, tunnel.from_server
         if name == "server":
@@ -151,7 +166,7 @@ class Closing:
         tunnel = self.tunnel
         unsent = tunnel.from_client.out or tunnel.from_server.out
         if tunnel.open and not self.waiting and not unsent:
-            tunnel.close()
+            tunnel.close(survivor=self.dead)
 
 
 def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
@@ -163,18 +178,35 @@ def close_politely(tunnel: Tunnel, code: int, reason: str) -> None:
     if any(tracker is None or tracker.lost for tracker in trackers):
         tunnel.stop()
         return
-    _begin(tunnel, code, reason, 0)
+    closing = _begin(tunnel, code, reason)
+    if closing is not None:
+        closing.go_on(0)
+
+
+def close_half_dead(tunnel: Tunnel, dead: str, code: int, reason: str) -> None:
+    """Closes a tunnel whose side `dead` ("client" or "server") does not answer: the other one is told with a
+    Close frame, that one is cut off. Frames have to be followed."""
+    closing = _begin(tunnel, code, reason)
+    if closing is not None:
+        closing.give_up(dead)
 
 
 def close_on(tunnel: Tunnel, code: int, sent: int) -> None:
     """Closes a tunnel on that another worker was closing; `sent` is what it had done (CLOSE_SENT_*)."""
     if tunnel.from_client.tracker is None:
         tunnel.stop()
-    else:
-        _begin(tunnel, code, "", sent)
+        return
+    closing = _begin(tunnel, code, "")
+    if closing is not None:
+        closing.go_on(sent)
 
 
-def _begin(tunnel: Tunnel, code: int, reason: str, sent: int) -> None:
+def _begin(tunnel: Tunnel, code: int, reason: str) -> Closing | None:
+    """Makes it a tunnel that is being closed; `None` where it ended in the attempt."""
+    if tunnel.pings is not None:
+        tunnel.pings.stop()
+        if not tunnel.open:
+            return None
     tunnel.closer = tunnel.closer or "lb"
     tunnel.code = code
     tunnel.stay()
@@ -183,4 +215,4 @@ def _begin(tunnel: Tunnel, code: int, reason: str, sent: int) -> None:
     tunnel.worker.wheel.drop(tunnel)
     tunnel.worker.wheel.arm(tunnel, tunnel.worker.now + PATIENCE)
     tunnel.worker.keeping.note_closing(tunnel, code)
-    closing.go_on(sent)
+    return closing

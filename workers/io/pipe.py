@@ -222,9 +222,7 @@ class Pipe:
     def swallow(self, size: int) -> None:
         """Takes `size` bytes that were seen to be there (MSG_PEEK) from the source: they are for us, and go
         no further. To be called while nothing waits. Raises `OSError` as recv does."""
-        received = self.source.recv_into(self.worker.relay[:size])
-        self.count(self.worker.relay, received)
-        self.shift -= received
+        self.shift -= self.receive(size)
         if self.account:
             self.put(b"")
 

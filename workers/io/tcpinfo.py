@@ -55,8 +55,8 @@ def counts(sock: RawSocket) -> Counts:
     and after. Raises `OSError`."""
     before = _info(sock)
     for _ in range(_TRIES):
-        unread = _queue(sock, termios.FIONREAD)
-        unacked = _queue(sock, termios.TIOCOUTQ)
+        unread = queue(sock.fileno(), termios.FIONREAD)
+        unacked = queue(sock.fileno(), termios.TIOCOUTQ)
         after = _info(sock)
         if after == before:
             state, acked, received = before
@@ -75,7 +75,7 @@ def _info(sock: RawSocket) -> tuple[int, int, int]:
     return info[0], acked, received
 
 
-def _queue(sock: RawSocket, request: int) -> int:
-    """SIOCINQ and SIOCOUTQ have the numbers of FIONREAD and TIOCOUTQ."""
-    size: int = _INT.unpack(fcntl.ioctl(sock.fileno(), request, _ROOM))[0]
+def queue(fd: int, request: int) -> int:
+    """Bytes in a queue of the socket `fd`: SIOCINQ and SIOCOUTQ have the numbers of FIONREAD and TIOCOUTQ."""
+    size: int = _INT.unpack(fcntl.ioctl(fd, request, _ROOM))[0]
     return size

@@ -10,6 +10,7 @@ from workers.contract.cells import NANOSECONDS, TUNNEL_SECONDS, RouteCell, Serve
 from workers.contract.snapshot import WebSocketSpec
 from workers.core.wheel import NEVER
 from workers.io.endpoint import reset, sever
+from workers.io.ping import Pings
 from workers.io.pipe import Pipe, TlsPipe
 from workers.io.tls import Stream, TlsStream
 
@@ -48,8 +49,8 @@ class Tunnel:
 
     __slots__ = (
         "address", "client", "closer", "closing", "code", "deadline", "due", "entry", "from_client",
-        "from_server", "gauge", "host", "listener", "logged", "movable", "number", "open", "request_id",
-        "route", "seen", "server", "server_sock", "settings", "started", "target", "worker",
+        "from_server", "gauge", "host", "listener", "logged", "movable", "number", "open", "pings",
+        "request_id", "route", "seen", "server", "server_sock", "settings", "started", "target", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, who: Identity, client: Stream, server_sock: Stream) -> None:
@@ -75,6 +76,8 @@ class Tunnel:
         server_pipe = TlsPipe if isinstance(server_sock, TlsStream) else Pipe
         self.from_client = client_pipe(self, "client", client, server_sock)
         self.from_server = server_pipe(self, "server", server_sock, client)
+        ping = self.settings.ping
+        self.pings = Pings(self, ping) if ping is not None and self.settings.inspect else None
 
     @property
     def close_code(self) -> int | None:
@@ -127,7 +130,7 @@ class Tunnel:
             pipe.on_chunk = None
             pipe.tell()
             del pipe.tunnel
-        self.closing = None
+        self.closing = self.pings = None
 
     def stay(self) -> None:
         """It can't be handed over any more: it is about to end."""
@@ -154,25 +157,35 @@ class Tunnel:
             deadline = self.seen + settings.idle
         if settings.max_age is not None:
             deadline = min(deadline, self.started + settings.max_age)
+        self._arm(deadline)
+
+    def _arm(self, deadline: float) -> None:
+        if self.pings is not None and self.pings.due < deadline:
+            deadline = self.pings.due
         if deadline != NEVER:
             self.worker.wheel.arm(self, deadline)
 
     def on_deadline(self) -> None:
-        """Idle, or too old; or our Close was not answered."""
+        """Idle, too old, or to be pinged; or our Close was not answered."""
         if self.closing is not None:
-            self.close()
+            self.close(survivor=self.closing.dead)
             return
         settings = self.settings
         now = self.worker.now
         if settings.idle is not None and now >= self.seen + settings.idle:
             self.worker.pacer.idle(self)
             return
+        if self.pings is not None and now >= self.pings.due:
+            self.pings.look(now)
+            if not self.open or self.closing is not None:
+                return
         if settings.max_age is None or now < self.started + settings.max_age:
             self.set_deadline()
             return
         self.worker.pacer.too_old(self, settings.max_age)
-        if self.open and self.closing is None and settings.idle is not None:
-            self.worker.wheel.arm(self, self.seen + settings.idle)  # it may be silent before its turn comes
+        if self.open and self.closing is None:
+            # It may be silent before its turn comes.
+            self._arm(NEVER if settings.idle is None else self.seen + settings.idle)
 
     # --- the end -------------------------------------------------------------------------------------
 
