@@ -209,21 +209,38 @@ def test_a_worker_that_dies_while_it_leaves_has_a_caretaker(instance: Instance) 
     assert "takes over what is left" in instance.errors
 
 
-def test_a_slot_with_a_caretaker_is_not_given_away(instance: Instance) -> None:
+def test_a_slot_with_tunnels_in_nobodys_hands_is_not_given_away(instance: Instance) -> None:
     instance.start()
     open_tunnels(instance, 1, 20)
+    keeper = keepers(instance)[1]
     with flag(instance, "sticky"):
         leaver = instance.pids()[1]
         instance.signal(signal.SIGTTOU)
         eventually(lambda: reports(instance)[1].state == "leaving", "the retirement")
-        with flag(instance, "late"):
-            os.kill(leaver, signal.SIGKILL)
-            instance.signal(signal.SIGTTIN)
-            eventually(lambda: instance.status().workers_wanted == 2, "another worker")
-        eventually(lambda: len(instance.pids()) == 2, "that serves")
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(leaver, signal.SIGKILL)
+        gone(instance, 1)
+        instance.signal(signal.SIGTTIN)
+        eventually(lambda: len(instance.pids()) == 2, "another worker")
+        os.kill(keeper, signal.SIGCONT)
         assert set(instance.pids()) == {0, 2}
     eventually(lambda: sum(tunnels(instance).values()) == 20, "the tunnels with siblings")
     gone(instance, 1)
+
+
+def test_a_slot_has_one_keeper_at_a_time(instance: Instance) -> None:
+    instance.start()
+    before = keepers(instance)[1]
+    os.kill(before, signal.SIGSTOP)
+    instance.signal(signal.SIGTTOU)
+    gone(instance, 1)
+    instance.signal(signal.SIGTTIN)
+    eventually(lambda: 1 in instance.pids(), "a worker in its place")
+    assert alive(before)
+    assert keepers(instance)[1] == 0
+    eventually(lambda: keepers(instance)[1] != 0, "a keeper when the other has gone")
+    assert not alive(before)
+    open_tunnels(instance, 1, 5)
 
 
 def test_a_successor_that_is_retired_on_its_way_up_becomes_a_caretaker(instance: Instance) -> None:
