@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, eventually, fetch
+from tests.harness import LoadBalancer, RawClient, eventually, fetch
 from tests.harness import websocket as ws
+from tests.harness.certificates import Authority
 from tests.harness.figures import Scrape, probe
 from tests.harness.settings import settings
 
@@ -72,7 +74,21 @@ def test_a_scrape_needs_no_worker(balancer: StartBalancer, upstream: StartUpstre
         assert scrape.total("lb_workers") == 2
 
 
-def test_tunnels_of_a_killed_worker_leave_the_gauges(
+@contextlib.contextmanager
+def tunnels_over_tls(balancer: StartBalancer, server: str, folder: Path) -> Iterator[LoadBalancer]:
+    """Two workers with 12 WebSockets over TLS, which nobody can take over."""
+    authority = Authority(folder)
+    authority.issue("server.pem", "test.example")
+    lb = balancer(settings([server], workers=2, listen={"tls": {"certs": [f"{folder}/server.pem"]}}))
+    lb.wait_control()
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            client = RawClient(lb.address, tls=authority.client_context(), server_name="test.example")
+            ws.upgrade(stack.enter_context(client))
+        yield lb
+
+
+def test_tunnels_that_outlive_a_killed_worker_stay_in_the_gauges(
     balancer: StartBalancer, upstream: StartUpstream
 ) -> None:
     lb = balancer(settings([upstream(ws.serve_echo).address], workers=2))
@@ -80,6 +96,27 @@ def test_tunnels_of_a_killed_worker_leave_the_gauges(
     with contextlib.ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(ws.connect(lb.address))
+        eventually(lambda: Scrape(lb).total("lb_worker_tunnels_crash_safe") == 12, "keepers have them all")
+        assert Scrape(lb).total("lb_worker_tunnels_movable") == 12
+        moved = int(Scrape(lb).total("lb_worker_tunnels", worker="0"))
+        assert 0 < moved < 12
+        lb.wait_replaced(0, lb.kill_worker(0))
+        crash = {"reason": "crash", "result": "ok"}
+        name = "lb_websocket_migrations_total"
+        eventually(lambda: Scrape(lb).total(name, **crash) == moved, "they are taken over")
+        after = Scrape(lb)
+        for name in ("lb_websocket_tunnels", "lb_worker_tunnels", "lb_listener_connections"):
+            assert after.total(name) == 12, name
+        assert after.total("lb_websocket_migrations_total") == moved, "none was lost"
+    eventually(lambda: not Scrape(lb).total("lb_websocket_tunnels"), "all are closed")
+    eventually(lambda: Scrape(lb).total("lb_websocket_closes_total") == 12, "all ends are counted")
+    assert not Scrape(lb).total("lb_worker_tunnels_crash_safe")
+
+
+def test_tunnels_of_a_killed_worker_leave_the_gauges(
+    balancer: StartBalancer, upstream: StartUpstream, tmp_path: Path
+) -> None:
+    with tunnels_over_tls(balancer, upstream(ws.serve_echo).address, tmp_path) as lb:
         eventually(lambda: Scrape(lb).total("lb_worker_tunnels") == 12, "all are counted")
         victims = int(Scrape(lb).total("lb_worker_tunnels", worker="0"))
         assert 0 < victims < 12
@@ -97,13 +134,9 @@ def test_tunnels_of_a_killed_worker_leave_the_gauges(
 
 
 def test_tunnels_of_a_worker_that_is_killed_while_it_leaves(
-    balancer: StartBalancer, upstream: StartUpstream
+    balancer: StartBalancer, upstream: StartUpstream, tmp_path: Path
 ) -> None:
-    lb = balancer(settings([upstream(ws.serve_echo).address], workers=2))
-    lb.wait_control()
-    with contextlib.ExitStack() as stack:
-        for _ in range(12):
-            stack.enter_context(ws.connect(lb.address))
+    with tunnels_over_tls(balancer, upstream(ws.serve_echo).address, tmp_path) as lb:
         eventually(lambda: Scrape(lb).total("lb_worker_tunnels") == 12, "all are counted")
         victims = int(Scrape(lb).total("lb_worker_tunnels", worker="1"))
         assert 0 < victims < 12
