@@ -27,8 +27,10 @@ READ_AHEAD: Final = 64 * 1024
 # How long and how much an ended connection is read on, so that its last response is not lost to a reset
 # (RFC 9112 section 9.6).
 LINGER: Final = 2.0
-# How long an idle connection of a stopping worker waits for a request that is on its way.
+# How long an idle connection of a stopping worker waits for a request that is on its way; and where nobody
+# waits for the worker's end, since its siblings serve.
 LAST_REQUEST: Final = 0.3
+LAST_REQUEST_UNHURRIED: Final = 2.0
 LINGER_BYTES: Final = 1024 * 1024
 
 
@@ -343,14 +345,14 @@ class Client(Endpoint):
         self.worker.clients.discard(self)
         return super().release()
 
-    def stop(self) -> None:
+    def stop(self, hurried: bool = True) -> None:
         """The worker is stopping: an idle connection gets a moment for the request that may be on its way
         (the answer says `Connection: close`), one that was just accepted its usual time for the first."""
         exchange = self.exchange
         if exchange is not None and exchange.queued is not None:
             exchange.queued.stop(exchange)
         if self._idle and self.served:
-            self.expect(LAST_REQUEST)
+            self.expect(LAST_REQUEST if hurried else LAST_REQUEST_UNHURRIED)
 
     @property
     def _idle(self) -> bool:

@@ -371,7 +371,7 @@ class Worker:
             self.acceptors = []
             self.slab.cells[WorkerCell.LISTENERS] = 0
             for client in tuple(self.clients):
-                client.stop()
+                client.stop(hurried=not hand_over)
         if grace > 0:
             self.pacer.leave(grace, hand_over=hand_over, late=late)
         self._look_for_end(time.monotonic())
@@ -395,6 +395,7 @@ class Worker:
                 pool.retire({})
         if self.journal is not None:
             self.journal.close()
+        self.keeping.lose()
         self.loop.close()
         self.log.flush()
 
