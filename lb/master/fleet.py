@@ -11,6 +11,7 @@ from typing import Final
 
 from lb.master.deployment import Deployment
 from lb.master.keepers import Keepers
+from lb.master.leaving import Leaving
 from lb.master.listeners import Listeners, Served
 from lb.master.loading import Loading
 from lb.master.loop import Loop
@@ -31,17 +32,14 @@ from workers.contract.messages import (
     Reclaimed,
     Refused,
     ReopenLogs,
-    Stop,
     Tunnels,
     TunnelsClosed,
 )
 from workers.contract.scoreboard import MAX_WORKERS, Scoreboard
 from workers.contract.series import SeriesTable
 
-_LATE_AFTER: Final = 2.0  # beyond the grace that a leaving worker was given
 _RETRY_FORK: Final = 1.0
 _RECLAIM_TIME: Final = 15.0  # for taking over what a dead predecessor left
-_HEIRS_TIME: Final = 30.0  # how long a worker that is not wanted any more waits for those that are
 
 
 class Fleet:
@@ -75,6 +73,7 @@ class Fleet:
         self.keepers = keepers
         keepers.on_needed = self._attend
         self._succession = Succession(loop, log, keepers, self._start)
+        self._leaving = Leaving(loop, self, self._succession)
         self._loading = Loading(loop, log, self, listeners)
         self._loading.on_served = self._serves
         self._loading.on_rejected = self._rejects
@@ -116,9 +115,7 @@ class Fleet:
         for slot in active:
             if slot not in self.workers and slot not in before:
                 self._start(slot)
-        if set(before) - set(active):
-            self._loop.later(_HEIRS_TIME, self.retire_surplus)
-        self._retire_if_replaced()
+        self._leaving.switched(before)
 
     def adopt(
         self, slot: int, spawned: Spawned, phase: Phase, leave_by: float | None = None
@@ -132,25 +129,8 @@ class Fleet:
         if phase is Phase.LEAVING:
             worker.leave_by = leave_by or time.monotonic()
             worker.hands_over = True
-            self._watch_leaving(worker)
+            self._leaving.watch(worker)
         return worker
-
-    def _retire_if_replaced(self) -> None:
-        serving = {slot for slot, worker in self.workers.items() if worker.phase is Phase.SERVING}
-        if not self.closed and serving.issuperset(self.active):
-            self.retire_surplus()
-
-    def retire_surplus(self) -> None:
-        """Dismisses the workers that are not in `active` any more; their tunnels move to the others."""
-        if self.closed:
-            return
-        for worker in list(self.workers.values()):
-            if worker.slot in self.active or worker.phase is Phase.LEAVING:
-                continue
-            if self._succession.of(worker.slot) is not None:
-                worker.caretaker = True  # it is dismissed when it has what it came for
-            else:
-                self.dismiss(worker, self.deployment.plan.snapshot.drain.hard_stop, hand_over=True)
 
     # --- talking to workers ----------------------------------------------------------------------------
 
@@ -165,33 +145,12 @@ class Fleet:
             if worker.phase in (Phase.LOADING, Phase.SERVING, Phase.CARETAKING):
                 worker.send(ReopenLogs(), (fd,))
 
-    def dismiss(self, worker: WorkerProcess, grace: float, hand_over: bool = False) -> None:
-        """Tells `worker` to leave within `grace` seconds; it is not replaced. With `hand_over` its tunnels
-        go to its siblings."""
-        worker.phase = Phase.LEAVING
-        worker.hands_over = hand_over
-        worker.leave_by = time.monotonic() + grace
-        self._changed()
-        worker.send(Stop(grace=grace, hand_over=hand_over))
-        self._watch_leaving(worker)
-
-    def _watch_leaving(self, worker: WorkerProcess) -> None:
-        leave_by = worker.leave_by or 0.0
-
-        def late() -> None:
-            if worker.leave_by == leave_by:  # nobody gave it another grace
-                self.kill(worker, LATE)
-
-        self._loop.later(max(0.0, leave_by - time.monotonic()) + _LATE_AFTER, late)
-        if worker.hands_over and self.mover is not None:
-            self.mover.leaving(worker)
-
     def stop_all(self, grace: float) -> None:
         """Tells everybody to leave within `grace` seconds; nobody is replaced any more."""
         self.closed = True
         self.active = ()
         for worker in list(self.workers.values()):
-            self.dismiss(worker, grace)
+            self._leaving.dismiss(worker, grace)
         self._check_empty()
 
     def kill_all(self, cause: str) -> None:
@@ -231,7 +190,7 @@ class Fleet:
         worker = WorkerProcess(slot, spawned, self._loop, self._log, self._received, self._broken)
         self.workers[slot] = worker
         self.used_slots.add(slot)
-        self._changed()
+        self.changed()
         return worker
 
     def _attend(self, slot: int) -> None:
@@ -294,7 +253,8 @@ class Fleet:
             slab.clear_gauges()
             SeriesTable(slab, self._board.capacity.series)  # which clears the gauges among the series
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Some worker stands elsewhere."""
         if self.witness is not None:
             self.witness.changed()
 
@@ -339,7 +299,7 @@ class Fleet:
         if self.observer is not None:
             # Also of a caretaker: a reload waits for everybody who loads a configuration.
             self.observer.serving(worker)
-        self._retire_if_replaced()
+        self._leaving.retire_if_replaced()
 
     def _rejects(self, worker: WorkerProcess, why: str) -> None:
         """`worker` can't serve its first configuration."""
@@ -364,10 +324,7 @@ class Fleet:
         estate = self._succession.of(worker.slot)
         self._succession.over(worker.slot)
         if worker.caretaker and worker.phase is not Phase.LEAVING:
-            grace = self.deployment.plan.snapshot.drain.hard_stop
-            if estate is not None and estate.leave_by is not None:
-                grace = max(1.0, estate.leave_by - time.monotonic())
-            self.dismiss(worker, grace, hand_over=True)
+            self._leaving.relieve(worker, None if estate is None else estate.leave_by)
 
     def _broken(self, worker: WorkerProcess, why: str) -> None:
         """The channel is of no use any more: an ending process, or one that must be ended."""
