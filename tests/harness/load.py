@@ -152,7 +152,10 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     if not head.startswith(b"HTTP/1.1 200 "):
         return head
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    return await reader.readexactly(length)
+    body = await reader.readexactly(length)
+    if b"\r\nconnection: close\r\n" in head.lower():
+        await reader.read()  # its end: no other request may be sent (RFC 9112 section 9.6)
+    return body
 
 
 class WebSocketLoad:
