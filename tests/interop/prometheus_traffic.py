@@ -17,6 +17,7 @@ from tests.harness.settings import Tables
 PHRASES = {200: "200 OK", 201: "201 Created", 302: "302 Found", 404: "404 Not Found", 500: "500 Error"}
 NARROW = 2  # exchanges that the pool `narrow` takes at a time
 NO_TUNNEL = "/chat/no"
+PINGS = {"silent": "1s"}  # of the other routes all bytes are counted, and pings are among them
 
 
 def by_code(connection: Connection) -> None:
@@ -69,6 +70,7 @@ class Tally:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, ...]] = Counter()  # route, method, code
         self.unrouted = 0
+        self.vanished = 0  # clients that answered no ping any more
         self.returned = 0  # requests with the cookie of a server
         self.messages: Counter[tuple[str, ...]] = Counter()  # direction
         self.bytes: Counter[tuple[str, ...]] = Counter()  # direction
@@ -138,7 +140,8 @@ class Scene:
         self.bad = Upstream(reset, name="bad")
         self.chat = Upstream(chat, name="chat")
         self.narrow = Upstream(self.gate, name="narrow")
-        self.servers = [*self.web, self.good, self.bad, self.chat, self.narrow]
+        self.silent = Upstream(ws.serve_echo, name="silent")
+        self.servers = [*self.web, self.good, self.bad, self.chat, self.narrow, self.silent]
         self.folder = folder
 
     def close(self) -> None:
@@ -149,7 +152,7 @@ class Scene:
 
     def tables(self) -> Tables:
         """The configuration."""
-        pools = ("web", "flaky", "gone", "chat", "narrow")
+        pools = ("web", "flaky", "gone", "chat", "narrow", "silent")
         host = "127.0.0.1"
         return {
             "process": {"workers": 2, "shutdown_timeout": "5s"},
@@ -162,9 +165,13 @@ class Scene:
                     "tls": {"certs": [f"{self.folder}/server.pem"]},
                 },
             },
-            # Pings that never come in this time, since they would be among the bytes that are counted.
             "route": [
-                {"name": pool, "path": f"/{pool}/*", "pool": pool, "websocket": {"ping": "1h"}}
+                {
+                    "name": pool,
+                    "path": f"/{pool}/*",
+                    "pool": pool,
+                    "websocket": {"ping": PINGS.get(pool, "off")},
+                }
                 for pool in pools
             ],
             "pool": {
@@ -179,6 +186,7 @@ class Scene:
                     "eject": {"panic_percent": 100},
                 },
                 "chat": {"server": _named(self.chat), "admission": {"rate": 1000}},
+                "silent": {"server": _named(self.silent)},
                 "narrow": {
                     "server": [{**one, "max_connections": NARROW} for one in _named(self.narrow)],
                     "queue": {"timeout": "1m"},
@@ -240,6 +248,19 @@ class Scene:
         tunnels.pop().be_closed()
         tunnels.pop().close(1001)
         return tunnels
+
+    def vanish(self, lb: LoadBalancer) -> None:
+        """A client answers a ping, and the next one no more."""
+        with ws.connect(lb.address, "/silent/room") as client:
+            frame = ws.read_frame(client)
+            assert frame.opcode == ws.PING
+            client.send(ws.frame(frame.payload, ws.PONG, masked=True))
+            assert ws.read_frame(client).opcode == ws.PING
+            eventually(
+                lambda: not any(worker["tunnels"] for worker in lb.status()["workers"]), "it is given up"
+            )
+        self.tally.requests["silent", "GET", "101"] += 1
+        self.tally.vanished += 1
 
     def fill_queue(self, lb: LoadBalancer, number: int) -> list[RawClient]:
         """More requests to the pool `narrow` than it takes."""

@@ -36,8 +36,6 @@ STILL = {
     "lb_upgrades_total",
     "lb_upstream_admission_queue_length",
     "lb_websocket_drain_queue_length",
-    "lb_websocket_ping_duration_seconds",
-    "lb_websocket_ping_timeouts_total",
     "lb_worker_faults_total",
 }
 MUST_BE_ACTIVE = {
@@ -111,6 +109,7 @@ def _run(lb: LoadBalancer, scene: Scene, prometheus: Prometheus) -> None:
     kept.close(1000)
     for tunnel in scene.round(lb):
         tunnel.close(1000)
+    scene.vanish(lb)
 
 
 def _sees(prometheus: Prometheus, query: str, value: float) -> Callable[[], bool]:
@@ -161,7 +160,11 @@ def _expected(scene: Scene) -> dict[tuple[str, Labels], Mapping[Labels, float]]:
         (f"lb_websocket_bytes_total{chat}", ("direction",)): tally.bytes,
         (f"lb_websocket_closes_total{chat}", ("initiator", "code")): tally.closes,
         (f"lb_websocket_handshakes_total{chat}", ("result",)): tally.handshakes,
-        ("lb_websocket_tunnel_duration_seconds_count", ("route",)): {("chat",): sum(tally.closes.values())},
+        ("lb_websocket_tunnel_duration_seconds_count", ("route",)): {
+            ("chat",): sum(tally.closes.values()),
+            ("silent",): tally.vanished,
+        },
+        ("lb_websocket_ping_timeouts_total", ("route",)): {("silent",): tally.vanished},
         ("lb_tls_handshakes_total", ("result",)): tally.tls,
         ('lb_listener_rejected_total{reason="no_route"}', ("listener",)): {("public",): tally.unrouted},
         ('lb_upstream_requests_total{pool=~"web|flaky"}', ("server",)): {
@@ -205,8 +208,7 @@ def _assert_all_moved(prometheus: Prometheus) -> None:
 
 def _assert_all_have_data(prometheus: Prometheus) -> None:
     """Rules are evaluated some time after what they read was scraped."""
-    # There is no quantile of nothing, and no ping in this time.
-    silent = [query for query in queries() if "lb_websocket_ping_duration" not in query]
+    silent = queries()
 
     def none_left() -> bool:
         silent[:] = [query for query in silent if not prometheus.has_data(query)]
