@@ -117,7 +117,9 @@ class Bench:
             )
 
         eventually(drained, "the server has no tunnels", SECONDS * 2)
-        closes = self.load.closes()
+        account, closes = self.load.account(), self.load.closes()
+        print(account)
+        assert set(account.closed) == {"1012"}, account
         print(f"closes by code: {dict(Counter(code for _, code in closes))}")
         seconds = Counter(int(at - began) for at, _ in closes)
         most = max(seconds.values(), default=1)
@@ -131,12 +133,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", default="kills", choices=("kills", "everything", "drain"))
-    for name, default in (("tunnels", 1000), ("kills", 50), ("upgrades", 20), ("scalings", 20)):
+    parser.add_argument("--tunnels", type=int, help="default: 1000, half of them to a server; drain: 4000")
+    for name, default in (("kills", 50), ("upgrades", 20), ("scalings", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("reloads", 100), ("workers", 2), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--library", action="store_true", help="the library websockets at both ends")
     options = parser.parse_args()
+    options.tunnels = options.tunnels or (4000 if options.what == "drain" else 1000)
     module = LIBRARY if options.library else TRAFFIC
     print(f"{os.cpu_count()} cores, {options.workers} workers", flush=True)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
