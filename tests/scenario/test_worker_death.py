@@ -162,6 +162,7 @@ def test_workers_leave_when_their_master_is_killed(balancer: StartBalancer, upst
         eventually(refused, "nobody listens any more")
         client.send(ws.frame(b"still here", masked=True))
         assert ws.read_frame(client).payload == b"still here"
+        assert ws.read_frame(client).close_code == 1012
         assert client.read_until_closed() == b""
     eventually(lambda: not lb.leftovers(), "the workers have left")
     lb.stopped = True
