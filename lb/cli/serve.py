@@ -21,8 +21,9 @@ from workers.contract.ledger import LedgerError
 from workers.contract.scoreboard import ScoreboardError
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """`lb run`: serves until it is told to stop."""
+def run(arguments: argparse.Namespace, upgradable: bool = True) -> int:
+    """`lb run`: serves until it is told to stop. `upgradable` says that the process's own command line starts
+    nothing else."""
     try:
         order = take_order(os.environ)
     except LaunchError as error:
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_START
     if order is not None and order.kind == "trial":
         return trial.run(order, version())
-    launch = Launch.of_this_process()
+    launch = Launch.of_this_process() if upgradable else None
     if order is not None:
         return _take_over(order.state, launch)
     path: pathlib.Path | None = arguments.config or default_file()
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     return master.run()
 
 
-def _take_over(packed: int, launch: Launch) -> int:
+def _take_over(packed: int, launch: Launch | None) -> int:
     """The successor in an upgrade: the trial has shown that what may fail here does not."""
     try:
         heritage = Heritage(packed, ErrorLog("master"))

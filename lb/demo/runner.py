@@ -92,7 +92,8 @@ def _balance(path: pathlib.Path) -> int:
     # Imported here: the command line imports the demo.
     from lb.cli import serve
 
-    return serve.run(argparse.Namespace(config=path))
+    # An upgrade would execute the demo anew, servers and all.
+    return serve.run(argparse.Namespace(config=path), upgradable=False)
 
 
 # --- what the configuration asks for -----------------------------------------------------------------
