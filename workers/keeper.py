@@ -124,6 +124,7 @@ class Keeper:
         for entry, held in list(self._held.items()):
             if not self._is_ours(entry, held):
                 self._let_go(entry)
+        self._estate.forget_coming()  # givers wait for that
         entry = self._estate.marked()
         if entry in self._held:
             held = self._held[entry]

@@ -65,6 +65,13 @@ class Estate:
         ].tolist()
         return slot, theirs, serial
 
+    def forget_coming(self) -> None:
+        """What is COMING still did not come: it is its giver's."""
+        cells = self._cells
+        for entry in range(int(cells[self._area.head + HeadCell.USED])):
+            if cells[2 * entry] == State.COMING:
+                cells[2 * entry] = State.FREE
+
     def settle(self, entry: int, client: RawSocket, server: RawSocket) -> None:
         """Puts what the buffer has of the tunnel `entry` onto a shelf. Raises `Unproved`, or `OSError` where
         the sockets don't tell their counts."""
