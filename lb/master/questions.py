@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final, NamedTuple
 
 import msgspec
@@ -45,7 +46,8 @@ class Questions:
         self._fleet = fleet
         self._answer_time = answer_time
         self._pending: dict[int, _Question] = {}
-        self._number = 0
+        # Never used twice, not even by a master that this process was before an upgrade.
+        self._number = time.monotonic_ns()
 
     def ask(self, asker: ControlProcess, message: AskWorker) -> None:
         """Passes `message` on, or answers why not."""

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
-from tests.harness import LoadBalancer, eventually, fetch, processes, websocket
-from tests.harness.client import RawClient
+from tests.harness import Connection, LoadBalancer, eventually, fetch, processes, reply, websocket
+from tests.harness.client import RawClient, request_bytes
 from tests.harness.load import Backend, HttpLoad, WebSocketLoad
 from tests.harness.ports import free_port
 from tests.harness.releases import Releases, patch
@@ -209,6 +210,33 @@ def test_the_configuration_on_disk_comes_with_it_and_the_service_manager_is_told
     assert fetch(lb.address).status == 200
 
 
+def test_what_is_in_flight_ends_where_it_began(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    """Also when the next upgrade comes meanwhile."""
+    arrived, answered = threading.Event(), threading.Event()
+
+    def handler(connection: Connection) -> None:
+        assert connection.read_request() is not None
+        arrived.set()
+        answered.wait(60)
+        connection.send(reply(b"at last"))
+
+    tables = settings([upstream(handler).address], drain={"hard_stop": "60s"})
+    lb = start(balancer, releases, tables)
+    with RawClient(lb.address) as client:
+        client.send(request_bytes())
+        assert arrived.wait(30)
+        for _ in range(2):
+            upgrade(lb)
+        leaving = [worker for worker in lb.status()["workers"] if worker["state"] == "leaving"]
+        assert [worker["connections"] for worker in leaving] == [1]
+        answered.set()
+        response = client.read_response()
+    assert (response.text, response.header("connection")) == ("at last", "close")
+    wait_settled(lb)
+
+
 # --- what comes in between ---------------------------------------------------------------------------------
 
 _SLOW = "import time; time.sleep(2)"
@@ -249,6 +277,18 @@ def begin(releases: Releases, lb: LoadBalancer) -> subprocess.Popen[str]:
     """`lb upgrade`, under way."""
     command = [releases.script, "upgrade", "-c", str(lb.file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_stop_in_between_is_obeyed(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    lb = start(balancer, releases, settings([upstream().address]))
+    slow_successor(releases)
+    with begin(releases, lb) as asked:
+        eventually(lambda: "executing the new release" in lb.stderr, "the master executes itself")
+        lb.stop()
+        out, err = asked.communicate(timeout=60)
+    assert (asked.returncode, "lb is stopping" in err) == (1, True), out + err
 
 
 def test_one_at_a_time(balancer: StartBalancer, upstream: StartUpstream, releases: Releases) -> None:
