@@ -277,3 +277,19 @@ def test_a_snapshot_without_anything_has_stand_ins_for_all() -> None:
         if tunnel.open:
             tunnel.stop()
         assert not site.workers[0].gauges()
+
+
+def test_the_addresses_of_a_name_are_no_part_of_a_record(site: Site) -> None:
+    """A name may have hundreds; the ledger has room for a short record."""
+    many = tuple(f"192.0.2.{number}" for number in range(256))
+    server = msgspec.structs.replace(POOL.servers[0], host="name.test", addresses=many)
+    site.serve(
+        site.workers[0],
+        msgspec.structs.replace(
+            SNAPSHOT, generation=2, pools=(msgspec.structs.replace(POOL, servers=(server,)),)
+        ),
+    )
+    tunnel = adopted(site, record())
+    assert tunnel.server.spec.addresses == many
+    assert len(encode_record(describe(tunnel))) < 400
+    adoption.drop(tunnel)

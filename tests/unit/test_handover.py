@@ -624,3 +624,22 @@ def test_a_tunnel_that_awaits_a_pong_goes_last(site: Site) -> None:
     pong = ws.frame(pings[0][2:], ws.PONG, masked=True)
     client.send(pong)
     assert received(site, server, len(pong)) == pong
+
+
+def test_a_tunnel_that_is_nobodys_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The taker died, and so did its keeper: nobody will ever say whose it is."""
+    monkeypatch.setattr("workers.io.giving.IN_LIMBO", 0.3)
+    one, other = site.workers
+    keeper = one.keep()
+    _, client, server = site.tunnel(one, age=2.0)
+    site.until(lambda: keeper.held, "it is held")
+    taking = OtherSide(site)
+    taking.takes(one)
+    cells = other.worker.keeping.cells
+    cells[2 * 5], cells[2 * 5 + 1] = State.COMING, 1234
+    taking.say(Ready(entries=((5, 1234),)))
+    taking.close()
+    site.until(lambda: not one.gauges(), "it is given up")
+    site.until(lambda: came(client) == b"" and came(server) == b"", "both ends hear of it")
+    assert one.entries() == []
+    cells[2 * 5] = State.FREE

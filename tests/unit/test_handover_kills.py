@@ -85,7 +85,8 @@ class Play:
 
     def hand_over(self, victim: int, killer: Killer) -> bool:
         """Lets the first worker give to the second, and one of them be killed; whether it was."""
-        self.site.begin(*self.site.workers)
+        giver, taker = self.site.workers
+        self.site.begin(giver, taker)
         for _ in range(8):
             for slot, worker in enumerate(self.site.workers):
                 if slot != victim:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from workers.io.worker import Worker
 
 MOST_BYTES: Final = 60 * 1024  # of records in an Offer, which is a message of at most 64 KiB
+# How long whose a tunnel is may stay open: the taker's keeper or its successor says so long before.
+IN_LIMBO: Final = 60.0
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -57,12 +59,14 @@ class Moving(NamedTuple):
 
 class Limbo(NamedTuple):
     """An entry that says GONE, while nobody has said that the tunnel came: it depends on the taker's entry.
-    `tunnel` is there where Go was not sent: it is this worker's still, should the taker's entry be freed."""
+    `tunnel` is there where Go was not sent: it is this worker's still, should the taker's entry be freed.
+    `until` is when it is given up."""
 
     entry: int
     taker: int  # slot
     taker_entry: int
     taker_serial: int
+    until: float
     tunnel: Tunnel | None
 
 
@@ -212,9 +216,10 @@ class Giver(Transfer):
     def _doubt(self) -> None:
         """Go could not be sent. The taker has let go of the tunnels, or it died; in that case its keeper may
         have seen GONE, so those with entries stand still until the taker's entries say whose they are."""
+        until = self.worker.now + IN_LIMBO
         for moving, (entry, serial) in zip(self._batch, self._theirs, strict=True):
             if moving.entry >= 0 and entry >= 0:
-                self.limbo.append(Limbo(moving.entry, self._order.taker, entry, serial, moving.tunnel))
+                self.limbo.append(Limbo(moving.entry, self._order.taker, entry, serial, until, moving.tunnel))
                 continue
             if moving.entry >= 0:
                 self.worker.keeping.free(moving.entry)
@@ -224,10 +229,11 @@ class Giver(Transfer):
 
     def _lost(self) -> None:
         """Go was sent, and nothing was heard since: they are the taker's, or its successor's."""
+        until = self.worker.now + IN_LIMBO
         for moving, (entry, serial) in zip(self._batch, self._theirs, strict=True):
             depart(moving.tunnel)
             if moving.entry >= 0 and entry >= 0:
-                self.limbo.append(Limbo(moving.entry, self._order.taker, entry, serial, None))
+                self.limbo.append(Limbo(moving.entry, self._order.taker, entry, serial, until, None))
             elif moving.entry >= 0:
                 self.worker.keeping.free(moving.entry)
         self.given += len(self._batch)

@@ -73,7 +73,7 @@ class Handovers:
         states = worker.ledger.states(limbo.taker)
         same = states[2 * limbo.taker_entry + 1] == limbo.taker_serial
         state = states[2 * limbo.taker_entry] if same else State.FREE
-        if state == State.COMING:
+        if state == State.COMING and worker.now < limbo.until:
             return False
         worker.keeping.free(limbo.entry)
         if limbo.tunnel is not None:
@@ -81,6 +81,8 @@ class Handovers:
                 resume(limbo.tunnel)
                 worker.keeping.opened(limbo.tunnel)
             else:
+                if state == State.COMING:
+                    worker.log.error("a tunnel is closed: nobody says whose it is", taker=limbo.taker)
                 depart(limbo.tunnel)
         return True
 

@@ -26,7 +26,7 @@ def identity(tunnel: Tunnel) -> TunnelRecord:
             slot=pool.slot,
             owner=pool.owner,
             name=pool.name,
-            servers=(server.spec,),
+            servers=(msgspec.structs.replace(server.spec, addresses=()),),
             on_removed=pool.on_removed,
         ),
         settings=tunnel.settings,
