@@ -55,7 +55,7 @@ class Mover:
         self._numbers = itertools.count(time.monotonic_ns())
         self._resting: dict[tuple[int, int], float] = {}  # pids of giver and taker: until then
         self._moved: dict[WorkerProcess, tuple[int, Reason]] = {}  # not told yet
-        self._turning = False
+        self._next: Timer | None = None  # look at who leaves
 
     def start(self) -> None:
         """Rebalances from now on, as the configuration says."""
@@ -160,12 +160,11 @@ class Mover:
         ]
 
     def _turn_in(self, delay: float) -> None:
-        if not self._turning:
-            self._turning = True
-            self._loop.later(delay, self._turn)
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self._loop.later(delay, self._turn)
 
     def _turn(self) -> None:
-        self._turning = False
         leavers = self._leavers()
         if not leavers or self._fleet.closed:
             return
