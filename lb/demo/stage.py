@@ -140,8 +140,9 @@ class Stage:
         os.kill(worker.pid, signal.SIGKILL)
 
     def resize(self, more: bool) -> None:
-        """One worker more, or fewer."""
+        """One worker more, or fewer; also in the file, which a reload or an upgrade reads."""
         self.workers += 1 if more else -1
+        self._write()
         os.kill(self.pid, signal.SIGTTIN if more else signal.SIGTTOU)
 
     def reload(self) -> subprocess.Popen[bytes]:
