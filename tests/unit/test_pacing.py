@@ -125,3 +125,14 @@ def test_a_key_is_due_once_for_all_its_causes() -> None:
     while (due := table.next_due(10.0)) is not None:
         found[due] += 1
     assert found == {(2, "drain"): 1, (1, "order"): 1}
+
+
+def test_many_at_once_are_due_in_order() -> None:
+    table: Timetable[str] = Timetable()
+    at = times(500, 0.0, 10.0, random.Random(3).random)
+    table.plan(range(500), "drain", at)
+    table.plan([7], "order", [-1.0])
+    found = []
+    while (due := table.next_due(10.0)) is not None:
+        found.append(due[0])
+    assert found == [7, *(key for key in sorted(range(500), key=lambda key: at[key]) if key != 7)]

@@ -81,6 +81,7 @@ class Timetable(Generic[Cause]):
     def plan(self, keys: Iterable[int], cause: Cause, at: Iterable[float]) -> None:
         """Plans each key for its time in `at`. A key that is planned for `cause` already keeps the earlier
         time."""
+        new: list[tuple[float, int, int, Cause]] = []
         for key, time in zip(keys, at, strict=True):
             causes = self._planned.setdefault(key, {})
             planned = causes.get(cause)
@@ -90,7 +91,13 @@ class Timetable(Generic[Cause]):
                 continue
             causes[cause] = time
             self._serial += 1
-            heapq.heappush(self._heap, (time, self._serial, key, cause))
+            new.append((time, self._serial, key, cause))
+        if len(new) > _SMALL:
+            self._heap += new
+            heapq.heapify(self._heap)
+        else:
+            for entry in new:
+                heapq.heappush(self._heap, entry)
         self._clean()
 
     def next_due(self, now: float) -> tuple[int, Cause] | None:
