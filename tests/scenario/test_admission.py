@@ -116,25 +116,29 @@ def test_what_is_no_handshake_does_not_wait(
         assert fetch(lb.address).status == 200
 
 
+@pytest.mark.parametrize("kind", ["cookie", "header", "query"])
 def test_returners_go_before_newcomers_each_in_the_order_of_coming(
-    balancer: StartBalancer, upstream: StartUpstream, door: Door, clients: ExitStack
+    kind: str, balancer: StartBalancer, upstream: StartUpstream, door: Door, clients: ExitStack
 ) -> None:
     lb = start(balancer, upstream, door, rate=1, burst=1, queue=20)
     cookie = cookie_of(lb)
+    if kind != "cookie":
+        lb.tables["pool"]["main"]["sticky"] = {kind: "sid"}
+        lb.reload()
+    known = {"Cookie": cookie} if kind == "cookie" else {"sid": "me"} if kind == "header" else {}
     use_up(lb, clients)
     gauges = Gauges(lb)
     waiting = []
-    for name in ("/new1", "/new2", "/new3", "/back1", "/back2"):
-        headers = {"Cookie": cookie} if "back" in name else {"Cookie": "lb=forged"}
+    backs = [f"/back{number}{'?sid=me' if kind == 'query' else ''}" for number in (1, 2)]
+    for name in ("/new1", "/new2", "/new3", *backs):
+        headers = known if name in backs else {"Cookie": "lb=forged"}
         waiting.append(knock(lb, clients, name, **headers))
         wait_until_in(gauges, door, len(waiting) + 1)
     passed = len(door.came)
     set_rate(lb, rate=1000, burst=10, queue=20)
     assert [client.read_response().status for client in waiting] == [101] * 5
     # (Some may have had their turn before all were there.)
-    left = [
-        name for name in ("/back1", "/back2", "/new1", "/new2", "/new3") if name not in door.came[:passed]
-    ]
+    left = [name for name in (*backs, "/new1", "/new2", "/new3") if name not in door.came[:passed]]
     assert len(left) > 2
     assert door.came[passed:] == left
 

@@ -186,7 +186,12 @@ def test_a_ping_goes_between_the_fragments_of_a_message_never_into_a_frame(
             time.sleep(2.5 / len(last))
         assert len(client.pings) <= 2
         assert [client.next().payload for _ in range(2)] == [b"one", b"t" * 20]
-        behind.answers = True
+        # From then on it has its whole time to answer.
+        client.answers = False
+        eventually(lambda: len(client.pings) >= 2, "the ping that waited")
+        time.sleep(0.7)
+        client.answers = behind.answers = True
+        client.send(client.pings[-1], ws.PONG)
         seen = len(client.pings)
         assert seen <= 3
         eventually(lambda: len(client.pings) > seen, "pings again")

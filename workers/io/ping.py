@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import socket
-import termios
 import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, cast
@@ -22,7 +21,7 @@ from workers.contract.cells import NANOSECONDS, PING_SECONDS, RouteCell
 from workers.core.ping import PAYLOAD, PEEKED, frame_size, ping_frame, pong_size
 from workers.core.wheel import NEVER
 from workers.io.closing import close_half_dead
-from workers.io.tcpinfo import queue
+from workers.io.ping_side import Side
 from workers.io.tls import TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
@@ -37,43 +36,6 @@ _TIMEOUTS: Final = int(RouteCell.PING_TIMEOUTS)
 # A Pong that has come in part is looked at again after a moment, so often; it would wake us all the time.
 _MOMENT: Final = 0.02
 _MOMENTS: Final = 25
-
-
-class Side:
-    """One end of a tunnel: `source` has its words, `sink` carries what it is to read."""
-
-    __slots__ = (
-        "awaited",
-        "due",
-        "held",
-        "moments",
-        "sent_at",
-        "sink",
-        "source",
-        "total",
-        "unread",
-        "wanted",
-    )
-
-    def __init__(self, source: Pipe, sink: Pipe, due: float) -> None:
-        self.source = source
-        self.sink = sink
-        self.due = due  # when it is looked at next
-        self.total = -1  # bytes that had come from it when it was looked at last
-        self.wanted = False  # whether a Ping waits for the end of a frame
-        self.awaited = b""  # payload of the Ping that it has not answered
-        self.sent_at = 0  # nanoseconds
-        self.unread = (0, 0)  # what it had not read when it was looked at last
-        self.held = b""  # the beginning of a frame, perhaps our Pong, that was taken from TLS
-        self.moments = 0
-
-    @property
-    def can_answer(self) -> bool:
-        """Whether a Ping can go out and would be answered: not after an end or a Close of either side."""
-        return not any(
-            pipe.ended or pipe.tracker is None or pipe.tracker.lost or pipe.tracker.close_code is not None
-            for pipe in (self.source, self.sink)
-        )
 
 
 class Pings:
@@ -118,25 +80,15 @@ class Pings:
             if not source.out:
                 side.due = self._tunnel.seen + self.every
                 if side.due <= now:
-                    self._ask(side, now)
+                    side.due = now + self.every
+                    self._ask(side)
         elif source.out:
             self._forget(side)  # it is us who don't read what it says
         elif side.awaited:
-            if not self._reads(side):
+            if not (side.speaks or side.reads()):
                 self._give_up(side)
         elif not side.wanted:  # which waits for the end of a frame that is not its own
-            self._ask(side, now)
-
-    def _reads(self, side: Side) -> bool:
-        """Whether it still reads what was sent before our Ping, which it can't have seen then."""
-        before = side.unread
-        side.unread = self._unread(side)
-        return any(side.unread) and side.unread != before
-
-    @staticmethod
-    def _unread(side: Side) -> tuple[int, int]:
-        """Bytes for it that wait here, and in the kernel."""
-        return len(side.sink.out), queue(side.sink.sink_fd, termios.TIOCOUTQ)
+            self._ask(side)
 
     def _give_up(self, side: Side) -> None:
         tunnel = self._tunnel
@@ -149,8 +101,7 @@ class Pings:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    def _ask(self, side: Side, now: float) -> None:
-        side.due = now + self.every
+    def _ask(self, side: Side) -> None:
         tracker = side.sink.tracker
         assert tracker is not None
         if tracker.at_boundary:
@@ -161,6 +112,7 @@ class Pings:
 
     def _send(self, side: Side) -> None:
         side.wanted = False
+        side.due = self._tunnel.worker.now + self.every
         side.awaited = os.urandom(PAYLOAD)
         # A frame to a server is masked, as a client's must be.
         frame = ping_frame(side.awaited, os.urandom(4) if side.source.name == "server" else b"")
@@ -168,7 +120,7 @@ class Pings:
         side.source.read_by(lambda: self._read(side.source))
         side.sink.inject(frame)
         if self._tunnel.open:
-            side.unread = self._unread(side)
+            side.reads()
 
     def _answered(self, side: Side) -> None:
         nanoseconds = time.monotonic_ns() - side.sent_at
