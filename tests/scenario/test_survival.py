@@ -106,9 +106,7 @@ def test_upgrades_scalings_and_reloads_at_once_with_requests(
     ordeal.assert_nothing_is_left()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an upgrade goes back to process.workers, though the file did not change"
-)
+@pytest.mark.xfail(strict=True, reason="an upgrade goes back to process.workers of an unchanged file")
 def test_an_upgrade_keeps_the_workers_that_signals_asked_for(
     balancer: StartBalancer, load: Load, tmp_path: Path
 ) -> None:
