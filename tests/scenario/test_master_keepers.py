@@ -31,6 +31,12 @@ def reports(instance: Instance) -> dict[int, WorkerReport]:
     return {worker.slot: worker for worker in instance.status().workers}
 
 
+def state(instance: Instance, slot: int) -> str:
+    """Where the process of `slot` stands; empty while there is none."""
+    report = reports(instance).get(slot)
+    return "" if report is None else report.state
+
+
 def tunnels(instance: Instance) -> dict[int, int]:
     """By slot, of the workers that serve."""
     return {worker.slot: worker.tunnels for worker in instance.status().workers if worker.state == "serving"}
@@ -197,10 +203,11 @@ def test_a_worker_that_dies_while_it_leaves_has_a_caretaker(instance: Instance) 
     with flag(instance, "sticky"):
         leaver = instance.pids()[1]
         instance.signal(signal.SIGTTOU)
-        eventually(lambda: reports(instance)[1].state == "leaving", "the retirement")
+        eventually(lambda: state(instance, 1) == "leaving", "the retirement")
         os.kill(leaver, signal.SIGKILL)
         eventually(lambda: 1 in reports(instance) and reports(instance)[1].pid != leaver, "a caretaker")
-        eventually(lambda: reports(instance)[1].tunnels == 80, "the tunnels")
+        eventually(lambda: state(instance, 1) == "leaving", "that has what is left")
+        assert reports(instance)[1].tunnels == 80
         assert reports(instance)[1].listening_sockets == 0
         assert {instance.ask()["slot"] for _ in range(10)} == {0}
         assert instance.status().workers_wanted == 1
@@ -216,7 +223,7 @@ def test_a_slot_with_tunnels_in_nobodys_hands_is_not_given_away(instance: Instan
     with flag(instance, "sticky"):
         leaver = instance.pids()[1]
         instance.signal(signal.SIGTTOU)
-        eventually(lambda: reports(instance)[1].state == "leaving", "the retirement")
+        eventually(lambda: state(instance, 1) == "leaving", "the retirement")
         os.kill(keeper, signal.SIGSTOP)
         os.kill(leaver, signal.SIGKILL)
         gone(instance, 1)
@@ -248,7 +255,7 @@ def test_a_successor_that_is_retired_on_its_way_up_becomes_a_caretaker(instance:
     open_tunnels(instance, 1, 30)
     with flag(instance, "late"):
         os.kill(instance.pids()[1], signal.SIGKILL)
-        eventually(lambda: reports(instance)[1].state == "starting", "a successor on its way")
+        eventually(lambda: state(instance, 1) == "starting", "a successor on its way")
         instance.signal(signal.SIGTTOU)
         eventually(lambda: instance.status().workers_wanted == 1, "the retirement")
     eventually(lambda: tunnels(instance) == {0: 30}, "the tunnels with the sibling")
