@@ -64,6 +64,7 @@ class Keeping:
         self._shelves = memoryview(area.shelves)
         self._young: deque[Tunnel] = deque()
         self._unheld: dict[int, Tunnel] = {}  # by entry: on the ledger, and not with the keeper yet
+        self._held: set[int] = set()  # entries that the keeper has
         self._undropped: deque[int] = deque()
         self._used = int(area.cells[area.head + HeadCell.USED])
         self._free_shelves: list[int] = []
@@ -91,6 +92,8 @@ class Keeping:
             channel.close()
         self._free.extend(self._undropped)
         self._undropped.clear()
+        self._held.clear()
+        self.worker.slab.cells[_SAFE] = 0
         self._unheld = {tunnel.entry: tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry >= 0}
 
     def opened(self, tunnel: Tunnel) -> None:
@@ -131,6 +134,7 @@ class Keeping:
                 return
             for tunnel in some:
                 del unheld[tunnel.entry]
+                self._told(tunnel)
 
     def _send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
         if self.channel is None:
@@ -200,6 +204,17 @@ class Keeping:
     def confirm(self, tunnel: Tunnel) -> None:
         """What was COMING has come."""
         self.cells[2 * tunnel.entry] = State.HELD
+        if tunnel.entry not in self._held:
+            self._unheld[tunnel.entry] = tunnel
+
+    def holds(self, tunnel: Tunnel) -> bool:
+        """Whether the keeper has it."""
+        return tunnel.entry in self._held
+
+    def _told(self, tunnel: Tunnel) -> None:
+        """The keeper has it now."""
+        self._held.add(tunnel.entry)
+        self.worker.slab.cells[_SAFE] += tunnel.settings.crash_safe
 
     def _begin(self, tunnel: Tunnel, entry: int) -> None:
         """Gives the directions of `tunnel` their places on `entry`, and accounts for where they stand."""
@@ -216,7 +231,6 @@ class Keeping:
                 self.note_frame(pipe, pipe.tracker)
             pipe.put(pipe.out)
         tunnel.entry = entry
-        self.worker.slab.cells[_SAFE] += tunnel.settings.crash_safe
 
     def release(self, tunnel: Tunnel, state: State = State.FREE) -> None:
         """Takes a tunnel off the ledger: it ended, or (GONE) another worker has it. The entry of the latter
@@ -226,7 +240,11 @@ class Keeping:
             return
         self.cells[2 * entry] = state
         tunnel.entry = -1
-        self.worker.slab.cells[_SAFE] -= tunnel.settings.crash_safe
+        told = entry in self._held
+        if told:
+            self._held.discard(entry)
+            self.worker.slab.cells[_SAFE] -= tunnel.settings.crash_safe
+        self._unheld.pop(entry, None)
         for pipe in (tunnel.from_client, tunnel.from_server):
             if pipe.shelf >= 0:
                 pipe.out = bytes(pipe.out)
@@ -234,9 +252,7 @@ class Keeping:
             pipe.account = 0
             pipe.position = pipe.total
         if state is State.FREE:
-            self.free(entry, told=self._unheld.pop(entry, None) is None)
-        else:
-            self._unheld.pop(entry, None)
+            self.free(entry, told=told)
 
     def free(self, entry: int, *, told: bool = True) -> None:
         """Makes `entry` one that may be used again, once the keeper was told (where it was `told` of it)."""
@@ -328,6 +344,7 @@ class Keeping:
     def take_back(self, tunnel: Tunnel, entry: int) -> None:
         """`tunnel` goes on where the predecessor's at `entry` stood; the keeper has it already."""
         self._begin(tunnel, entry)
+        self._told(tunnel)
         self.cells[self.area.entry(entry) + EntryCell.RESTORED] += 1
         self.inherited.discard(entry)
 

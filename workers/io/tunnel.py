@@ -93,7 +93,7 @@ class Tunnel:
     @property
     def crash_safe(self) -> bool:
         """Whether it outlives its worker with every byte that is in flight."""
-        return self.entry >= 0 and self.settings.crash_safe
+        return self.settings.crash_safe and self.worker.keeping.holds(self)
 
     def begin(self, early: bytes, rest: bytes) -> None:
         """Starts relaying; `early` and `rest` are what client and server sent behind their heads."""
