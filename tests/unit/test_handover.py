@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,18 @@ def sockets() -> set[str]:
 def migrations(worker: DrivenWorker, reason: MigrationReason, result: MigrationResult) -> int:
     cell = WorkerCell.MIGRATIONS + reason * MigrationResult.WIDTH + result
     return int(worker.worker.slab.cells[cell])
+
+
+class Patience:
+    """For loops that end when all has come."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + 60
+
+    def lasts(self) -> bool:
+        """True, or an `AssertionError`."""
+        assert time.monotonic() < self._until, "it does not end"
+        return True
 
 
 class Stream:
@@ -101,7 +114,8 @@ def test_every_byte_arrives_through_many_moves(site: Site) -> None:
         size = 300_000 if seed % 2 else 3_000_000
         streams += [Stream(client, server, size, seed), Stream(server, client, size, seed + 100)]
     moves = 0
-    while not all(stream.whole for stream in streams):
+    patience = Patience()
+    while patience.lasts() and not all(stream.whole for stream in streams):
         site.begin(one, other)
         for _ in range(random.Random(moves).randrange(1, 6)):
             for stream in streams:
@@ -166,7 +180,8 @@ def test_bytes_flow_on_the_ledger_too(site: Site) -> None:
         streams += [Stream(client, server, 400_000, seed), Stream(server, client, 400_000, seed + 100)]
     site.until(lambda: len(one.entries()) == 3, "they are on the ledger")
     moves = 0
-    while not all(stream.whole for stream in streams):
+    patience = Patience()
+    while patience.lasts() and not all(stream.whole for stream in streams):
         for _ in range(30):
             for stream in streams:
                 stream.go_on()
@@ -202,7 +217,8 @@ def test_an_end_that_waits_behind_bytes_moves(site: Site) -> None:
     tunnel, client, server = site.tunnel(one, buffer=4096)
     data = os.urandom(100_000)
     stream = memoryview(data)
-    while stream:
+    patience = Patience()
+    while patience.lasts() and stream:
         with contextlib.suppress(BlockingIOError):
             stream = stream[server.send(stream) :]
         site.turn()
@@ -214,7 +230,7 @@ def test_an_end_that_waits_behind_bytes_moves(site: Site) -> None:
         data = data[len(got or b"") :]
     server.setblocking(True)
     server.settimeout(0.01)
-    while stream:  # the rest stays in the kernel
+    while patience.lasts() and stream:  # the rest stays in the kernel
         with contextlib.suppress(TimeoutError):
             stream = stream[server.send(stream) :]
         site.turn()
