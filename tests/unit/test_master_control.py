@@ -25,6 +25,7 @@ from workers.contract.messages import (
     AnyMessage,
     CloseTunnels,
     ListTunnels,
+    MoveTunnels,
     TunnelFilter,
     TunnelReport,
     Tunnels,
@@ -155,10 +156,45 @@ def test_closing_is_passed_on_too(bench: Bench) -> None:
 def test_what_no_close_frame_can_hold_reaches_no_worker(
     code: int, reason: str, error: str, bench: Bench
 ) -> None:
-    what = CloseTunnels(request=1, where=TunnelFilter(), code=code, reason=reason)
+    where = TunnelFilter()
+    move = MoveTunnels(
+        request=1, where=where, count=1, code=code, spread=0.0, until=0.0, pool="p", total=1, reason=reason
+    )
+    for what in (CloseTunnels(request=1, where=where, code=code, reason=reason), move):
+        bench.questions.ask(bench.control, AskWorker(request=1, slot=0, what=what))
+        assert bench.asked() == []
+        assert bench.answers() == [WorkerAnswer(request=1, slot=0, error=error)]
+
+
+def test_a_move_is_passed_on(bench: Bench) -> None:
+    where = TunnelFilter(pool="p", server="a")
+    what = MoveTunnels(
+        request=1,
+        where=where,
+        count=2,
+        code=1012,
+        spread=3.0,
+        until=9.0,
+        pool="p",
+        total=5,
+        target="b",
+        aim=7,
+        where=where,
+        count=2,
+        code=1012,
+        spread=3.0,
+        until=9.0,
+        pool="p",
+        total=5,
+        target="b",
+        aim=7,
+    )
     bench.questions.ask(bench.control, AskWorker(request=1, slot=0, what=what))
-    assert bench.asked() == []
-    assert bench.answers() == [WorkerAnswer(request=1, slot=0, error=error)]
+    (asked,) = bench.asked()
+    assert isinstance(asked, MoveTunnels)
+    assert (asked.where, asked.count, asked.total, asked.target, asked.aim) == (where, 2, 5, "b", 7)
+    messages.send(bench.worker_end, TunnelsClosed(request=asked.request, count=2))
+    assert bench.answers(0.02) == [WorkerAnswer(request=1, slot=0, closed=TunnelsClosed(request=1, count=2))]
 
 
 def test_a_worker_that_is_not_there_is_told_at_once(bench: Bench) -> None:
