@@ -13,8 +13,9 @@ Worker to worker (*hand-over*), batch by batch; the giver has stopped relaying w
     giver   End            no more; what was offered and not told to go stays
 
 Where the pair breaks before Go, the giver goes on with what it offered; the taker, or whoever succeeds it,
-asks the giver's states on the ledger whose they are. A giver that lives always says End before it closes the
-pair, so an end without it says that the giver is dead: then tunnels that are on no ledger are the taker's, too.
+asks the giver's states on the ledger whose they are. A giver that lives always says End before it closes
+the pair, so an end without it says that the giver is dead: then tunnels that are on no ledger are the
+taker's, too.
 
 Worker to keeper::
 
