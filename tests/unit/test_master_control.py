@@ -179,15 +179,6 @@ def test_a_move_is_passed_on(bench: Bench) -> None:
         total=5,
         target="b",
         aim=7,
-        where=where,
-        count=2,
-        code=1012,
-        spread=3.0,
-        until=9.0,
-        pool="p",
-        total=5,
-        target="b",
-        aim=7,
     )
     bench.questions.ask(bench.control, AskWorker(request=1, slot=0, what=what))
     (asked,) = bench.asked()
