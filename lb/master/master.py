@@ -6,20 +6,20 @@ import contextlib
 import os
 import pathlib
 import signal
-import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from lb.master import places, signals, spawn, status
+from lb.master import ground, places, signals, spawn, status
 from lb.master import plan as plans
 from lb.master.boot import Boot
 from lb.master.command import CommandServer, Respond
 from lb.master.control_process import ControlKeeper
 from lb.master.desk import Desk
-from lb.master.failures import EXIT_BOOT, StartError, reason
+from lb.master.failures import EXIT_BOOT
 from lb.master.fleet import Fleet
-from lb.master.holdings import Holdings
+from lb.master.ground import Forks
+from lb.master.instance import Instance
 from lb.master.keepers import Keepers
 from lb.master.lending import Lending
 from lb.master.loop import READ, Loop
@@ -27,16 +27,12 @@ from lb.master.mover import Mover
 from lb.master.notify import Notifier
 from lb.master.reload import PREPARE_DEADLINE, Reloader
 from lb.master.report import Outcome, Reply, Request, StatusReport, UpgradeOutcome
-from lb.master.spawn import Programs, Spawned
+from lb.master.spawn import Programs
 from lb.master.supervision import LATE
 from lb.master.upgrade import Upgrader
-from lb.master.upgrade_export import Instance
 from lb.master.upgrade_launch import Launch
 from lb.master.upgrade_resume import Heritage, Takeover
-from workers.contract.bells import Bells
 from workers.contract.errorlog import ErrorLog
-from workers.contract.ledger import Ledger
-from workers.contract.scoreboard import Scoreboard
 from workers.contract.sink import Sink
 from workers.core.descriptors import connection_cap
 
@@ -64,8 +60,7 @@ class Master:
         self._version = version
         self._launch = launch
         self._heritage = heritage
-        self._started = time.monotonic()
-        self._state = "starting"
+        self._state = "starting" if heritage is None else "serving"
         self._exit_code = 0
         self._stops = 0
         self._stop_replies: list[Respond] = []
@@ -74,34 +69,26 @@ class Master:
         self._notifier = Notifier.from_environment(
             lambda error: self._log.warning("systemd can't be notified", error=error)
         )
+        first = heritage.plan if heritage is not None else plans.first(self._path)
+        user = spawn.identity(first.config.process.user)
+        programs = programs or spawn.preload()
         if heritage is None:
-            first = plans.first(self._path)
-            self._user = spawn.identity(first.config.process.user)
-            self._programs = programs or spawn.preload()
-            self._board, self._bells, self._ledger = _shared(self._open_files)
-            self._holdings = Holdings(self._path, first)
+            self._ground = ground.fresh(self._path, first, self._open_files)
         else:
-            self._inherit(heritage)
-            self._programs = programs or spawn.preload()
-        self._wire(prepare_deadline)
+            self._ground = heritage.ground
+            self._notifier.address = heritage.state.notify
+        self._board, self._holdings = self._ground.board, self._ground.holdings
+        self._wire(Forks(self._ground, programs, user), prepare_deadline)
         self._wire_upgrades(heritage)
 
-    def _inherit(self, heritage: Heritage) -> None:
-        self._state = "serving"
-        self._started = heritage.state.started
-        self._notifier.address = heritage.state.notify
-        self._board, self._bells, self._ledger = heritage.board, heritage.bells, heritage.ledger
-        self._holdings = heritage.holdings
-        self._user = spawn.identity(self._holdings.deployment.plan.config.process.user)
-
-    def _wire(self, prepare_deadline: float) -> None:
+    def _wire(self, forks: Forks, prepare_deadline: float) -> None:
         holdings, log = self._holdings, self._log
         self._loop = loop = Loop(self._fault)
-        keepers = Keepers(loop, log, self._spawn_keeper)
+        keepers = Keepers(loop, log, forks.keeper)
         self._fleet = Fleet(
-            loop, log, self._board, holdings.listeners, self._spawn, keepers, holdings.deployment
+            loop, log, self._board, holdings.listeners, forks.worker, keepers, holdings.deployment
         )
-        self._control = ControlKeeper(loop, log, self._board, self._spawn_control)
+        self._control = ControlKeeper(loop, log, self._board, forks.control)
         self._fleet.on_empty = lambda: keepers.leave(lambda: self._control.leave(loop.stop))
         self._reloader = Reloader(
             loop, log, self._path, self._fleet, holdings.listeners, self._in_use, prepare_deadline
@@ -124,14 +111,10 @@ class Master:
         self._command = CommandServer(
             loop, holdings.command_socket, holdings.command_path, self._serve, identity
         )
-        instance = Instance(
+        self._instance = instance = Instance(
             path=self._path,
             version=self._version,
-            started=self._started,
-            board=self._board,
-            bells=self._bells,
-            ledger=self._ledger,
-            holdings=holdings,
+            ground=self._ground,
             fleet=self._fleet,
             control=self._control,
             reloader=self._reloader,
@@ -192,28 +175,6 @@ class Master:
         }
 
     # --- the start -------------------------------------------------------------------------------------
-
-    def _spawn(self, slot: int) -> Spawned:
-        board, bells, ledger, run = self._board, self._bells, self._ledger, self._programs.worker
-        kept = {board.fd, bells.workers, bells.control, ledger.fd}
-        return spawn.spawn(
-            f"lb-worker-{slot}", kept, lambda channel: run(slot, channel, board, bells, ledger), self._user
-        )
-
-    def _spawn_keeper(self, slot: int) -> Spawned:
-        ledger, run = self._ledger, self._programs.keeper
-        return spawn.spawn(
-            f"lb-keeper-{slot}", {ledger.fd}, lambda channel: run(slot, channel, ledger), self._user
-        )
-
-    def _spawn_control(self) -> Spawned:
-        board, bells, run = self._board, self._bells, self._programs.control
-        metrics, admin = (service and service.socket for service in self._holdings.services)
-        sockets = [listening.fileno() for listening in (metrics, admin) if listening is not None]
-        kept = {board.fd, bells.workers, bells.control, *sockets}
-        return spawn.spawn(
-            "lb-control", kept, lambda channel: run(channel, board, bells, metrics, admin), self._user
-        )
 
     def _reap(self) -> None:
         self._fleet.reap()
@@ -305,7 +266,8 @@ class Master:
     def _taken_over(self) -> None:
         """The successor's workers serve."""
         self._fleet.observer = self._reloader
-        self._upgrader.succeed()
+        if self._upgrader.upgrading:  # not where it was told before that it takes too long
+            self._upgrader.succeed()
         self._reloader.open()
 
     def _late(self, why: str) -> None:
@@ -331,29 +293,12 @@ class Master:
                     self._stop(0.0 if request.now else None)
 
     def _status(self) -> StatusReport:
-        plan = self._fleet.deployment.plan
         state = self._state
         if state == "serving" and self._upgrader.upgrading:
             state = "upgrading"
         elif state == "serving" and self._reloader.reloading:
             state = "reloading"
-        return StatusReport(
-            version=self._version,
-            pid=os.getpid(),
-            config=str(self._path),
-            uptime=round(time.monotonic() - self._started, 3),
-            state=state,
-            generation=plan.snapshot.generation,
-            workers=status.worker_reports(self._fleet, self._board),
-            workers_wanted=len(self._fleet.active),
-            listeners=status.listener_reports(plan.snapshot.listeners, self._fleet, self._board),
-            reloads=self._reloader.report,
-            restarts=dict(self._fleet.restarts),
-            control_pid=self._control.pid,
-            control_restarts=dict(self._control.restarts),
-            keeper_restarts=dict(self._fleet.keepers.restarts),
-            upgrades=self._upgrader.report,
-        )
+        return status.report(self._instance, state, self._upgrader.report)
 
     # --- the end ---------------------------------------------------------------------------------------
 
@@ -376,15 +321,6 @@ class Master:
         self._fleet.stop_all(grace)
         if not grace:
             self._loop.later(_AT_ONCE, lambda: self._fleet.kill_all(LATE))
-
-
-def _shared(open_files: int) -> tuple[Scoreboard, Bells, Ledger]:
-    """What all processes share; a worker has two of its `open_files` per tunnel."""
-    try:
-        board = Scoreboard.create()
-        return board, Bells.create(), Ledger.create(board.capacity.workers, open_files // 2)
-    except OSError as error:
-        raise StartError(f"no memory for the scoreboard: {reason(error)}") from error
 
 
 def _say(line: str) -> None:

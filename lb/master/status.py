@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterable
 
 from lb.master.fleet import Fleet
-from lb.master.report import ListenerReport, WorkerReport
+from lb.master.instance import Instance
+from lb.master.report import ListenerReport, StatusReport, UpgradeReport, WorkerReport
 from lb.master.worker_process import WorkerProcess
 from workers.contract.cells import NANOSECONDS, ListenerCell, PoolCell, RouteCell, ServerCell, WorkerCell
 from workers.contract.scoreboard import Scoreboard, Slab
@@ -51,6 +53,29 @@ def _base(slab: Slab, kind: str, row: int) -> int:
         case "server":
             return slab.server_base(row)
     raise ValueError(f"the scoreboard has no rows of kind {kind!r}")
+
+
+def report(instance: Instance, state: str, upgrades: UpgradeReport) -> StatusReport:
+    """All of it; `state` is what the master is at."""
+    fleet, board = instance.fleet, instance.ground.board
+    snapshot = fleet.deployment.plan.snapshot
+    return StatusReport(
+        version=instance.version,
+        pid=os.getpid(),
+        config=str(instance.path),
+        uptime=round(time.monotonic() - instance.ground.started, 3),
+        state=state,
+        generation=snapshot.generation,
+        workers=worker_reports(fleet, board),
+        workers_wanted=len(fleet.active),
+        listeners=listener_reports(snapshot.listeners, fleet, board),
+        reloads=instance.reloader.report,
+        restarts=dict(fleet.restarts),
+        control_pid=instance.control.pid,
+        control_restarts=dict(instance.control.restarts),
+        keeper_restarts=dict(fleet.keepers.restarts),
+        upgrades=upgrades,
+    )
 
 
 def worker_reports(fleet: Fleet, board: Scoreboard) -> tuple[WorkerReport, ...]:

@@ -22,10 +22,11 @@ from typing import Final
 import msgspec
 
 from lb.master.command import Respond
+from lb.master.instance import Instance
 from lb.master.loop import Loop
 from lb.master.report import Reply, UpgradeOutcome, UpgradeReport
 from lb.master.upgrade_attempt import Attempt, TrialReport
-from lb.master.upgrade_export import Instance, export, unrest
+from lb.master.upgrade_export import export, unrest
 from lb.master.upgrade_launch import Launch, LaunchError, Order
 from lb.master.upgrade_state import UpgradeState, pack
 from workers.contract.errorlog import ErrorLog
@@ -94,7 +95,7 @@ class Upgrader:
             return "this lb was not started by lb run: it can't start itself anew"
         if self._closed or self.upgrading:
             return self._closed or GOES_ON
-        free = self._instance.board.capacity.workers - len(fleet.workers)
+        free = self._instance.ground.board.capacity.workers - len(fleet.workers)
         if free < len(fleet.active):
             return (
                 f"{len(fleet.workers)} workers are there, and there is no room for as many new ones: try"

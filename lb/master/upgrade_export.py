@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from lb.master.child import Child
-from lb.master.command import CommandServer
-from lb.master.control_process import ControlKeeper
-from lb.master.desk import Desk
-from lb.master.fleet import Fleet
-from lb.master.holdings import Holdings
-from lb.master.notify import Notifier
+from lb.master.instance import Instance
 from lb.master.pidfile import PidFile
-from lb.master.reload import Reloader, Step
+from lb.master.reload import Step
 from lb.master.report import UpgradeReport
 from lb.master.services import Service
 from lb.master.upgrade_state import (
@@ -26,29 +20,8 @@ from lb.master.upgrade_state import (
     compile_state,
 )
 from lb.master.worker_process import Phase
-from workers.contract.bells import Bells
-from workers.contract.ledger import Ledger
-from workers.contract.scoreboard import Scoreboard
 
 COMMAND: Final = "upgrade"  # on the command socket
-
-
-class Instance(NamedTuple):
-    """A running load balancer, as far as an upgrade goes."""
-
-    path: pathlib.Path
-    version: str
-    started: float  # monotonic
-    board: Scoreboard
-    bells: Bells
-    ledger: Ledger
-    holdings: Holdings
-    fleet: Fleet
-    control: ControlKeeper
-    reloader: Reloader
-    desk: Desk
-    command: CommandServer
-    notifier: Notifier
 
 
 def unrest(instance: Instance) -> str:
@@ -82,14 +55,15 @@ def _children(instance: Instance) -> list[Child[Any]]:
 
 def export(instance: Instance, upgrades: UpgradeReport, began: float) -> UpgradeState:
     """The state as of now. `began` is when the upgrade began (monotonic)."""
-    fleet, holdings, desk = instance.fleet, instance.holdings, instance.desk
+    fleet, desk, ground = instance.fleet, instance.desk, instance.ground
+    holdings = ground.holdings
     plan = fleet.deployment.plan
     return UpgradeState(
         format=FORMAT,
         version=instance.version,
         config=str(instance.path),
         served=plan.control.config_text,
-        started=instance.started,
+        started=ground.started,
         began=began,
         attempt=instance.reloader.attempt,
         compiled=compile_state(plan.state),
@@ -107,9 +81,9 @@ def export(instance: Instance, upgrades: UpgradeReport, began: float) -> Upgrade
         pid_file=_locked(holdings.pid_file),
         metrics=_service(holdings.services.metrics),
         admin=_service(holdings.services.admin),
-        scoreboard=instance.board.fd,
-        ledger=instance.ledger.fd,
-        bells=(instance.bells.workers, instance.bells.control),
+        scoreboard=ground.board.fd,
+        ledger=ground.ledger.fd,
+        bells=(ground.bells.workers, ground.bells.control),
         children=tuple(_processes(instance)),
         used_slots=tuple(sorted(fleet.used_slots)),
         restarts=dict(fleet.restarts),

@@ -18,14 +18,16 @@ from lb.config import ConfigErrors
 from lb.master.command import Respond
 from lb.master.deployment import DeployError, Deployment
 from lb.master.failures import BindError, StartError
+from lb.master.ground import Ground
 from lb.master.holdings import Holdings
+from lb.master.instance import Instance
 from lb.master.listeners import Kept, Listeners
 from lb.master.loop import Loop
 from lb.master.observers import Observer
 from lb.master.pidfile import PidFile
 from lb.master.services import Service, Services
 from lb.master.spawn import Spawned
-from lb.master.upgrade_export import COMMAND, Instance
+from lb.master.upgrade_export import COMMAND
 from lb.master.upgrade_plan import next_plan
 from lb.master.upgrade_state import Listening, Process, unpack
 from lb.master.worker_process import Phase, WorkerProcess
@@ -50,13 +52,12 @@ class Heritage:
         os.close(packed)
         for fd in state.descriptors():
             os.set_inheritable(fd, False)
-        self.board = Scoreboard.attach(state.scoreboard)
-        self.ledger = Ledger.attach(state.ledger)
-        self.bells = Bells(*state.bells)
+        self._board = Scoreboard.attach(state.scoreboard)
+        ledger = Ledger.attach(state.ledger)
         listeners = Listeners.inherited(_kept(listening) for listening in state.listeners)
         self.slots: tuple[int, ...] = ()
         deployment = self._deployment(listeners, log)
-        self.holdings = Holdings.inherited(
+        holdings = Holdings.inherited(
             listeners,
             Services(_service(state.metrics), _service(state.admin)),
             None
@@ -65,23 +66,27 @@ class Heritage:
             (pathlib.Path(state.command.path), _socket(state.command.fd)),
             deployment,
         )
+        self.plan = deployment.plan
+        self.ground = Ground(state.started, self._board, Bells(*state.bells), ledger, holdings)
 
     def _deployment(self, listeners: Listeners, log: ErrorLog) -> Deployment:
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                return self._try_deployment(listeners)
+                return self._try_deployment(listeners, log)
             except (ConfigErrors, BindError, DeployError) as error:
                 log.error("the configuration can't be served, the old workers serve on", error=error)
                 if time.monotonic() > until:
                     raise StartError(f"the configuration can't be served: {error}") from error
             time.sleep(_RETRY)
 
-    def _try_deployment(self, listeners: Listeners) -> Deployment:
-        plan = next_plan(self.state, self.board)
+    def _try_deployment(self, listeners: Listeners, log: ErrorLog) -> Deployment:
+        plan = next_plan(self.state, self._board)
         taken = {child.slot for child in self.state.children}
-        free = [slot for slot in range(self.board.capacity.workers) if slot not in taken]
+        free = [slot for slot in range(self._board.capacity.workers) if slot not in taken]
         self.slots = tuple(free[: plan.workers])
+        if len(self.slots) < plan.workers:
+            log.warning("leaving workers hold slots, reload again later", workers=len(self.slots))
         staged = listeners.stage(list(plan.listener_names), self.slots)
         try:
             deployment = Deployment(plan)
@@ -119,8 +124,8 @@ class Takeover:
         fleet = instance.fleet
         fleet.used_slots.update(state.used_slots)
         fleet.restarts.update(state.restarts)
-        instance.control.restarts.update(state.control_restarts)
         fleet.keepers.restarts.update(state.keeper_restarts)
+        instance.control.restarts.update(state.control_restarts)
         instance.reloader.history.restore(state.reloads)
         instance.desk.restore(state.events, state.event_count)
         for child in self._heritage.children("keeper"):
