@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import sys
+import traceback
 
 from lb.cli.defaults import DEFAULT_FILES, default_file
 from lb.cli.version import version
@@ -59,7 +60,11 @@ def _take_over(packed: int, launch: Launch | None) -> int:
         heritage = Heritage(packed, ErrorLog("master"))
         master = Master(pathlib.Path(heritage.state.config), version(), launch=launch, heritage=heritage)
     except (StateError, ScoreboardError, LedgerError, StartError, OSError) as error:
-        print(f"lb: the upgrade failed half-way: {error}", file=sys.stderr)
+        print(f"lb: the upgrade failed half-way, a new start is needed: {error}", file=sys.stderr)
+        return EXIT_START
+    except Exception:
+        # Not Python's own exit code, which is that of a wrong configuration: a service manager tries again.
+        traceback.print_exc()
         return EXIT_START
     return master.run()
 

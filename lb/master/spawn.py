@@ -11,6 +11,7 @@ import os
 import pkgutil
 import pwd
 import resource
+import signal
 import socket
 import sys
 import traceback
@@ -31,6 +32,7 @@ RunKeeper = Callable[[int, socket.socket, Ledger], int]
 # With the listening sockets of metrics and admin API, where there are such.
 RunControl = Callable[[socket.socket, Scoreboard, Bells, socket.socket | None, socket.socket | None], int]
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _EXIT_CRASHED: Final = 70  # sysexits: internal software error
@@ -169,6 +171,11 @@ def _drop_privileges(user: Identity) -> None:
     os.initgroups(user.name, user.gid)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when its parent ends, also after an execve (prctl(2))."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prctl(option: int, argument: bytes | int) -> None:

@@ -114,6 +114,7 @@ class Attempt:
         try:
             signals.reset_in_child()
             os.setpgid(0, 0)
+            spawn.end_with_parent()
             with open(os.devnull, "rb") as nothing:
                 os.dup2(nothing.fileno(), 0)
             os.dup2(self._output.writing, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,6 +106,31 @@ time.sleep(100)"""
     assert report.error == "the new release did not get ready within 1s: waiting for Godot"
     pid = int(note.read_text())
     eventually(lambda: not processes.alive(pid), "its child is gone")
+
+
+def test_it_ends_with_the_master(tmp_path: Path) -> None:
+    release = tmp_path / "lb"
+    release.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
+    release.chmod(0o755)
+    code = f"""
+import os, msgspec, time
+from lb.master.loop import Loop
+from lb.master.upgrade_attempt import Attempt
+from lb.master.upgrade_launch import Launch
+from lb.master.upgrade_state import pack
+from tests.unit.test_upgrade_state import least
+state = msgspec.structs.replace(least(), scoreboard=os.memfd_create("a"), ledger=os.memfd_create("b"))
+trial = Attempt(Loop(print), print)
+trial.start(Launch(("python",), {str(release)!r}, (), "/"), pack(state), state)
+print(trial.pid, flush=True)
+time.sleep(100)"""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root) as master:
+        assert master.stdout is not None
+        pid = int(master.stdout.readline())
+        eventually(lambda: str(release).encode() in Path(f"/proc/{pid}/cmdline").read_bytes(), "it runs")
+        master.kill()
+    eventually(lambda: not processes.alive(pid), "the trial is gone")
 
 
 def test_what_it_prints_is_kept_within_bounds(tmp_path: Path) -> None:
