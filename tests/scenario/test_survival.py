@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,27 @@ def test_upgrades_scalings_and_reloads_at_once_with_requests(
     ordeal.wait_held(50)
     ordeal.kill()
     go_on(load)
+    whole(load.stop())
+    ordeal.assert_nothing_is_left()
+
+
+def test_what_is_known_about_a_tunnel_outlives_its_worker(balancer: StartBalancer, load: Load) -> None:
+    """Age, bytes and messages of its life, not of its time with the last worker."""
+    lb = balancer(tables(load, workers=1))
+    ordeal = Ordeal(lb)
+    load.open(lb.port, 3, Terms(rate=20, profile="32"))
+
+    def counted(messages: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = lb.admin("tunnels")["tunnels"]
+        return found if all(one["client_messages"] >= messages for one in found) else []
+
+    before = eventually(lambda: counted(120), "120 messages each")
+    ordeal.wait_held(3)
+    ordeal.kill()
+    ordeal.wait_held(3)
+    after = eventually(lambda: counted(100), "the figures are back", 0.3)
+    assert all(one["client_bytes"] > 120 * 32 and one["server_bytes"] > 100 * 32 for one in after)
+    assert min(one["age"] for one in after) > min(one["age"] for one in before)
     whole(load.stop())
     ordeal.assert_nothing_is_left()
 

@@ -223,6 +223,7 @@ class Keeping:
             ((tunnel.from_client, EntryCell.CLIENT), (tunnel.from_server, EntryCell.SERVER))
         ):
             pipe.account = base + at
+            self.cells[pipe.account + DirectionCell.MESSAGES] = pipe.messages
             if tunnel.settings.crash_safe:
                 pipe.position = pipe.total | place(entry, direction) << POSITION_BITS
             if pipe.tracker is None:
