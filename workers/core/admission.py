@@ -92,11 +92,12 @@ class Share:
         return sum(self._others)
 
     def room(self, places: int) -> int:
-        """How many may wait here until the next `look`, if `places` is the total: those that waited at the
-        last one, and an equal part of the places that were free then. Rounded up, so that a queue shorter
-        than the number of workers has a place with each."""
-        free = max(0, places - self._published - self.elsewhere)
-        return self._published + -(-free // self.workers)
+        """How many may wait here until the next `look`, if `places` is the total: those that have waited for
+        two looks, and an equal part of the places that are free but for them. (What came since the last look
+        but one the others have not seen yet, so it is taken from this worker's part.) Rounded up, so that a
+        queue shorter than the number of workers has a place with each."""
+        free = max(0, places - self._waiting - self.elsewhere)
+        return self._waiting + -(-free // self.workers)
 
     def keep(self, waiting: int, places: int) -> int:
         """How many of those that wait here may stay where `places` is the total from now on."""
