@@ -71,18 +71,28 @@ def read(path: pathlib.Path, before: Plan, generation: int, in_use: InUse) -> Pl
 
 
 def following(
-    path: pathlib.Path, served: str, state: State, discovery: Discovery, generation: int, in_use: InUse
+    path: pathlib.Path,
+    served: str,
+    workers: int,
+    state: State,
+    discovery: Discovery,
+    generation: int,
+    in_use: InUse,
 ) -> Plan:
-    """Reads and compiles the file for the successor of a master that serves the text `served`. Raises
-    `ConfigErrors`, also where the file wants what only a restart can do."""
+    """Reads and compiles the file for the successor of a master that serves the text `served` with so many
+    `workers`: signals may have asked for them, and they stay as many where the file says what it said.
+    Raises `ConfigErrors`, also where the file wants what only a restart can do."""
     config = configuration.load(path)
     try:
-        problems = configuration.refuse_live(configuration.parse(served, path), config)
+        before = configuration.parse(served, path)
+        problems = configuration.refuse_live(before, config)
+        stay = before.process.workers == config.process.workers
     except ConfigErrors:
-        problems = []  # this release reads another language: what it needs is in the new file
+        problems, stay = [], False  # this release reads another language: what it needs is in the new file
     if problems:
         raise ConfigErrors(problems)
-    return _compiled(config, state, generation, in_use, discovery)
+    plan = _compiled(config, state, generation, in_use, discovery)
+    return plan.again(generation, workers) if stay and workers else plan
 
 
 def found(before: Plan, generation: int, in_use: InUse, discovery: Discovery) -> Plan:

@@ -63,6 +63,7 @@ def export(instance: Instance, upgrades: UpgradeReport, began: float) -> Upgrade
         version=instance.version,
         config=str(instance.path),
         served=plan.control.config_text,
+        workers=plan.workers,
         started=ground.started,
         began=began,
         attempt=instance.reloader.attempt,

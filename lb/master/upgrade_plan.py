@@ -16,6 +16,7 @@ def next_plan(state: UpgradeState, board: Scoreboard) -> Plan:
     plan = plans.following(
         pathlib.Path(state.config),
         state.served,
+        state.workers,
         restored(state.compiled, board.capacity),
         state.discovery,
         state.attempt + 1,

@@ -103,6 +103,7 @@ class UpgradeState(Part, frozen=True, kw_only=True):
     version: str  # of the release that wrote it
     config: str  # the configuration file
     served: str  # its text, as it is served
+    workers: int = 0  # how many serve it
     started: float  # monotonic
     began: float = 0.0  # the upgrade; monotonic
     attempt: int  # the last number that a configuration had

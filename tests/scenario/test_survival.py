@@ -128,7 +128,6 @@ def test_what_is_known_about_a_tunnel_outlives_its_worker(balancer: StartBalance
     ordeal.assert_nothing_is_left()
 
 
-@pytest.mark.xfail(strict=True, reason="an upgrade goes back to process.workers of an unchanged file")
 def test_an_upgrade_keeps_the_workers_that_signals_asked_for(
     balancer: StartBalancer, load: Load, tmp_path: Path
 ) -> None:
