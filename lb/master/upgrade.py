@@ -108,7 +108,7 @@ class Upgrader:
         self._closed = why
         if self._attempt is not None:
             self._attempt.kill()
-        elif self.upgrading:
+        if self.upgrading:
             self._fail(why)
 
     def reap(self) -> None:
@@ -153,9 +153,11 @@ class Upgrader:
 
     def _tried(self, report: TrialReport) -> None:
         self._attempt = None
+        if self._closed:
+            return
         self._after = report.version
-        if self._closed or not report.ok:
-            self._fail(self._closed or report.error)
+        if not report.ok:
+            self._fail(report.error)
             return
         self._log.info("the new release could take over", version=report.version)
         self._settle(self._execute)
