@@ -46,8 +46,8 @@ class Succession:
 
     @property
     def open(self) -> bool:
-        """Whether some tunnels are in no worker's hands."""
-        return bool(self._estates)
+        """Whether some tunnels are in no worker's hands, or may be."""
+        return any(estate.held for estate in self._estates.values())
 
     def of(self, slot: int) -> Estate | None:
         """What is to be taken over in `slot`."""

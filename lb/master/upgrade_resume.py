@@ -133,6 +133,8 @@ class Takeover:
         for child in self._heritage.children("worker"):
             worker = fleet.adopt(child.slot, _spawned(child), Phase(child.phase), child.leave_by)
             worker.started = child.started
+        for slot in fleet.keepers.all.keys() - fleet.workers.keys():
+            fleet.keepers.release(slot)  # of a worker that waited for its next try, with nothing to keep
         for child in self._heritage.children("control"):
             instance.control.relieve(_spawned(child), child.started)
         return [instance.command.adopt(_socket(fd), COMMAND) for fd in state.command.waiting]

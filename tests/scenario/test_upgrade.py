@@ -318,6 +318,37 @@ def test_a_stop_ends_it(balancer: StartBalancer, upstream: StartUpstream, releas
     assert (asked.returncode, "lb is stopping" in err) == (1, True), out + err
 
 
+def test_the_old_workers_serve_until_new_ones_do(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    """A release that passes its trial and then can't keep its workers alive; the next one can."""
+    lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
+    tunnels = open_tunnels(lb, 4)
+    try:
+        old = lb.worker_pids()
+        release = releases.install("2.0")
+        patch(
+            release / "lb" / "master" / "upgrade_resume.py", "DEADLINE: Final = 60.0", "DEADLINE: Final = 2.0"
+        )
+        patch(release / "workers" / "main.py", "    try:\n", "    if slot:\n        return 9\n    try:\n")
+        told = upgrade(lb, 1)
+        assert "the upgrade to 2.0 is not over: the new workers did not get ready within 2s" in told
+        assert "ended: exit-9" in told
+        report = lb.status()
+        assert (report["version"], report["state"]) == ("2.0", "serving")
+        assert {worker["pid"] for worker in report["workers"] if worker["state"] == "serving"} == set(old)
+        assert_echo(tunnels, "meanwhile")
+        assert fetch(lb.address).status == 200
+        releases.install("3.0")
+        assert "upgraded from 2.0 to 3.0" in upgrade(lb)
+        assert_echo(tunnels, "after")
+        wait_settled(lb)
+        assert not set(lb.worker_pids()) & set(old)
+        assert_echo(tunnels, "settled")
+    finally:
+        close(tunnels)
+
+
 # --- it does not work, and nothing has changed --------------------------------------------------------------
 
 
