@@ -4,9 +4,12 @@ elsewhere."""
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -22,6 +25,7 @@ from lb.demo.stage import Stage, StageError
 _MESSAGES: Final = 400.0
 _FASTEST: Final = 5.0  # messages a second of one tunnel, each way
 _LOOK: Final = 0.1  # seconds
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _END: Final = 20.0
 _EXIT_LOST: Final = 1
 _EXIT_START: Final = 3
@@ -35,6 +39,10 @@ def chaos(seconds: float, tunnels: int) -> int:
             return _Show(load, stage, seconds).run(tunnels)
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the lines has enough, and the flush at the end shall not fail for it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (LoadError, StageError, OSError) as error:
         print(f"lb demo chaos: {error}", file=sys.stderr)
         return _EXIT_START
@@ -50,6 +58,7 @@ class _Show:
         self._director = Director(stage)
         self._picture = Picture(seconds)
         self._console = Console(highlight=False)
+        self._told = False  # to end
         self._longest = 0.0  # of the second under way
         self._longest_ever = 0.0
 
@@ -61,7 +70,7 @@ class _Show:
         print(f"opening {tunnels:,} WebSockets, {packed:,} of them compressed ...", flush=True)
         self._load.open(self._stage.port, tunnels - packed, Terms(rate=rate))
         self._load.open(self._stage.port, packed, Terms(rate=rate, deflate=True))
-        with contextlib.suppress(KeyboardInterrupt):
+        with self._until_told():
             self._play()
         print("ending: both ends of every tunnel say what they have sent and seen ...", flush=True)
         self._director.finish()
@@ -70,6 +79,21 @@ class _Show:
         except LoadError as error:
             print(f"NOT everything went well: {error}")
             return _EXIT_LOST
+
+    @contextlib.contextmanager
+    def _until_told(self) -> Iterator[None]:
+        """Ctrl-C, and what else asks for an end, lets what is under way be finished; a second one stops it."""
+        before = {number: signal.signal(number, self._on_signal) for number in _ENDING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._told:
+            raise KeyboardInterrupt
+        self._told = True
 
     def _play(self) -> None:
         if not self._console.is_terminal:
@@ -86,7 +110,7 @@ class _Show:
         """Each second, with what was done in it."""
         began = last = time.monotonic()
         received = self._load.account().received
-        while last < began + self._seconds:
+        while last < began + self._seconds and not self._told:
             events = list(self._until(last + 1))
             account = self._load.account()
             self._note(account)
@@ -106,7 +130,7 @@ class _Show:
 
     def _until(self, deadline: float) -> Iterator[str]:
         """What is done until then."""
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._told:
             self._stage.require_alive()
             account = self._load.account()
             self._note(account)

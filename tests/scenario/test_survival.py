@@ -111,7 +111,7 @@ def test_what_is_known_about_a_tunnel_outlives_its_worker(balancer: StartBalance
     """Age, bytes and messages of its life, not of its time with the last worker."""
     lb = balancer(tables(load, workers=1))
     ordeal = Ordeal(lb)
-    load.open(lb.port, 3, Terms(rate=20, profile="32"))
+    load.open(lb.port, 3, Terms(rate=50, profile="32"))
 
     def counted(messages: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = lb.admin("tunnels")["tunnels"]

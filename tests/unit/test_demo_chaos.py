@@ -157,6 +157,14 @@ def test_ctrl_c_ends_it_with_a_summary() -> None:
     assert "Traceback" not in text
 
 
+def test_a_reader_that_has_enough_ends_it() -> None:
+    with shown("--for", "1h") as (process, _):
+        first_line(process)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0
+
+
 def test_a_demo_that_is_killed_leaves_nothing() -> None:
     with shown("--for", "1h") as (process, mark):
         first_line(process)
