@@ -82,7 +82,7 @@ class _Show:
 
     @contextlib.contextmanager
     def _until_told(self) -> Iterator[None]:
-        """Ctrl-C, and what else asks for an end, lets what is under way be finished; a second one stops it."""
+        """Ctrl-C, and what else asks for an end, lets what is under way be finished; a second one stops."""
         before = {number: signal.signal(number, self._on_signal) for number in _ENDING}
         try:
             yield

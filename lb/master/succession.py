@@ -79,7 +79,7 @@ class Succession:
             fields = {"slot": slot, "held": settled.held, "closed": settled.closed}
             self._log.info("tunnels of a dead worker are kept", **fields)
         estate.held = settled.held
-        delay = self._backoffs.setdefault(slot, Backoff()).died(lived)
+        delay = self._backoffs.setdefault(slot, Backoff()).died(lived, settled.held)
         if not delay:
             self._start(slot)
             return

@@ -10,6 +10,7 @@ EARLY: Final = 1.0  # seconds; a worker that dies younger did so on its way up
 _TOLERATED: Final = 2  # early deaths in a row that are answered at once
 _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
+_LONGEST_WITH_TUNNELS: Final = 1.0
 
 WEDGED: Final = "wedged"
 LATE: Final = "late"
@@ -25,15 +26,16 @@ class Backoff:
     def __init__(self) -> None:
         self._early = 0
 
-    def died(self, lived: float) -> float:
-        """Seconds to wait after a worker that lived for `lived` seconds."""
+    def died(self, lived: float, tunnels: int = 0) -> float:
+        """Seconds to wait after a worker that lived for `lived` seconds; `tunnels` wait for its successor."""
         if lived >= EARLY:
             self._early = 0
             return 0.0
         self._early += 1
         if self._early <= _TOLERATED:
             return 0.0
-        return float(min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(10, self._early - _TOLERATED - 1)))
+        longest = _LONGEST_WITH_TUNNELS if tunnels else _LONGEST_DELAY
+        return float(min(longest, _FIRST_DELAY * 2 ** min(10, self._early - _TOLERATED - 1)))
 
 
 def quiet_for(quiet: float, beats: bool, elapsed: float, tick: float) -> float:

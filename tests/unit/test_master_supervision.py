@@ -14,6 +14,12 @@ def test_two_early_deaths_are_answered_at_once_the_third_waits() -> None:
     assert [backoff.died(0.1) for _ in range(5)] == [0.0, 0.0, 0.1, 0.2, 0.4]
 
 
+def test_tunnels_wait_for_a_second_at_most() -> None:
+    backoff = Backoff()
+    assert [backoff.died(0.1, tunnels=20) for _ in range(8)] == [0, 0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert backoff.died(0.1) == 5.0
+
+
 def test_the_wait_is_bounded() -> None:
     backoff = Backoff()
     assert max(backoff.died(0.0) for _ in range(2000)) == 5.0
