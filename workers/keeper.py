@@ -15,8 +15,9 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from workers.contract import messages, tunnels
+from workers.contract.entries import State
 from workers.contract.errorlog import ErrorLog
-from workers.contract.ledger import Ledger, State
+from workers.contract.ledger import Ledger
 from workers.core.recovery import Unproved
 from workers.io.endpoint import sever
 from workers.io.estate import Estate

@@ -23,7 +23,8 @@ from tests.harness.load import Background, HttpLoad
 from tests.harness.ports import free_port
 from tests.harness.settings import Tables, settings
 from tests.harness.waiting import eventually
-from workers.contract.ledger import Ledger, State
+from workers.contract.entries import State
+from workers.contract.ledger import Ledger
 
 BALANCES = ("round-robin", "least-conn", "p2c", "random")
 _GROWTH = 8_000_000  # bytes of its own that a process may have gained: allocators keep what was needed

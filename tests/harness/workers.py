@@ -16,7 +16,8 @@ from typing import Any
 from workers.contract import messages, snapshot
 from workers.contract.bells import Bells
 from workers.contract.cells import ListenerCell, RouteCell, ServerCell, WorkerCell
-from workers.contract.ledger import Ledger, State
+from workers.contract.entries import State
+from workers.contract.ledger import Ledger
 from workers.contract.messages import AnyMessage
 from workers.contract.scoreboard import Capacity, Scoreboard
 from workers.contract.series import Kind, unpack

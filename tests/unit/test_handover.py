@@ -21,7 +21,7 @@ from tests.harness import websocket as ws
 from tests.harness.workers import DrivenWorker, Site
 from workers.contract import messages
 from workers.contract.cells import MigrationReason, MigrationResult, RouteCell, WorkerCell
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Message
 from workers.contract.snapshot import WebSocketSpec
 from workers.contract.tunnels import BATCH, Done, End, Go, Handover, Offer, Ready, receive_handover

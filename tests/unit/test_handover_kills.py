@@ -18,7 +18,7 @@ import pytest
 
 from tests.harness.workers import SNAPSHOT, DrivenWorker, Site
 from tests.unit.test_keeper import Keeper, Killed, Killer
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Reclaimed
 from workers.io import adoption, giving, handover, keeping, taking, transfer
 from workers.io.transfer import Transfer

@@ -22,7 +22,7 @@ from tests.harness import websocket as ws
 from tests.harness.workers import SNAPSHOT, DrivenWorker, Site
 from workers import keeper as keepers
 from workers.contract import messages, tunnels
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Keep, Reclaimed
 from workers.contract.snapshot import WebSocketSpec
 from workers.core.frames import FrameTracker

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.contract.entries import FRAME_HEAD, FRAME_LOST
 from workers.core.frames import FrameTracker
 from workers.core.recovery import (
-    HEAD,
-    LOST,
     NOTHING,
     Account,
     Unproved,
@@ -71,7 +70,7 @@ def noted(tracker: FrameTracker, position: int) -> tuple[int, bytes] | None:
     """What a worker writes down of a tracker at `position`; nothing between two frames."""
     if tracker.at_boundary:
         return None
-    return (HEAD | position, tracker.head) if tracker.head else (position + tracker.left, b"")
+    return (FRAME_HEAD | position, tracker.head) if tracker.head else (position + tracker.left, b"")
 
 
 @given(STREAMS, st.data())
@@ -99,6 +98,6 @@ def test_frames_are_followed_on(stream: bytes, data: st.DataObject) -> None:
 
 
 def test_a_lost_stream_stays_lost() -> None:
-    assert frames_at(5, LOST, b"").lost
-    after = frames_after(5, LOST, b"", memoryview(frame(3)))
+    assert frames_at(5, FRAME_LOST, b"").lost
+    after = frames_after(5, FRAME_LOST, b"", memoryview(frame(3)))
     assert after.lost and not after.at_boundary

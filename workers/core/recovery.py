@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from workers.contract.entries import FRAME_HEAD, FRAME_LOST
 from workers.core.frames import FrameTracker
-
-# A frame's end as the ledger has it: a position; or `HEAD` and the position where a head was cut; or `LOST`.
-LOST: Final = -1
-HEAD: Final = 1 << 60
 
 
 class Unproved(ValueError):
@@ -65,12 +62,12 @@ def unsent(read: int, written: int, account: Account, mark: int, chunk: int) -> 
 
 
 def frames_at(position: int, frame: int, head: bytes) -> FrameTracker:
-    """The tracker of a stream at `position`, from what the ledger has of it."""
+    """The tracker of a stream at `position`, from what the ledger has of it: DirectionCell.FRAME, HEAD."""
     tracker = FrameTracker()
-    if frame == LOST:
+    if frame == FRAME_LOST:
         tracker.lose()
-    elif frame >= HEAD:
-        if frame - HEAD == position:
+    elif frame >= FRAME_HEAD:
+        if frame - FRAME_HEAD == position:
             tracker.resume(0, head)
     elif frame > position:
         tracker.resume(frame - position, b"")
@@ -81,7 +78,7 @@ def frames_after(mark: int, frame: int, head: bytes, chunk: memoryview) -> Frame
     """The tracker behind `chunk`, which began at position `mark`. The ledger may have been written before
     it or after it."""
     position = mark + len(chunk)
-    if frame == LOST or frame == HEAD + position or (frame < HEAD and frame >= position):
+    if frame == FRAME_LOST or frame == FRAME_HEAD + position or (frame < FRAME_HEAD and frame >= position):
         return frames_at(position, frame, head)
     tracker = frames_at(mark, frame, head)
     tracker.feed(chunk, 0, len(chunk))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from workers.contract.cells import ListenerCell, RouteCell, ServerCell
-from workers.contract.ledger import EntryCell
+from workers.contract.entries import EntryCell
 from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerSpec
 from workers.contract.tunnels import VERSION, StreamRecord, TunnelRecord
 from workers.core.frames import FrameTracker

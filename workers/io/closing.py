@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from workers.contract.ledger import CLOSE_SENT_CLIENT, CLOSE_SENT_SERVER
+from workers.contract.entries import CLOSE_SENT_CLIENT, CLOSE_SENT_SERVER
 from workers.core.frames import close_frame
 from workers.io.tls import Stream, TlsStream, TlsTruncated
 

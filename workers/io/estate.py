@@ -9,7 +9,7 @@ from __future__ import annotations
 from _socket import socket as RawSocket
 from typing import Final, NamedTuple
 
-from workers.contract.ledger import (
+from workers.contract.entries import (
     BUFFER,
     CELL,
     FRAME_HEAD,
@@ -18,12 +18,12 @@ from workers.contract.ledger import (
     POSITION_BITS,
     SHELVES,
     AccountCell,
-    Area,
     DirectionCell,
     EntryCell,
     HeadCell,
     State,
 )
+from workers.contract.ledger import Area
 from workers.contract.tunnels import StreamRecord
 from workers.core import recovery
 from workers.core.frames import FrameTracker

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workers.contract.cells import MigrationResult
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Give
 from workers.contract.tunnels import (
     BATCH,

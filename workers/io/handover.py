@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Give, Given, Take
 from workers.io.adoption import depart, resume
 from workers.io.giving import Giver, Limbo

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages
 from workers.contract.cells import WorkerCell
-from workers.contract.ledger import (
+from workers.contract.entries import (
     BUFFER,
     FRAME_LOST,
     MAX_RECORD,
@@ -194,7 +194,7 @@ class Keeping:
         area.put_record(entry, record)
         cells[base + EntryCell.CLIENT_READ : base + EntryCell.SERVER_WRITTEN + 1] = array("q", bases)
         cells[base + EntryCell.GIVER : base + EntryCell.GIVER_SERIAL + 1] = array("q", giver or (0, 0, 0))
-        cells[base + EntryCell.CLOSING] = cells[base + EntryCell.RESTORED] = 0
+        cells[base + EntryCell.CLOSING] = 0
         cells[2 * entry + 1] = time.monotonic_ns()
         self._begin(tunnel, entry)
         cells[2 * entry] = State.HELD if giver is None else State.COMING
@@ -346,7 +346,6 @@ class Keeping:
         """`tunnel` goes on where the predecessor's at `entry` stood; the keeper has it already."""
         self._begin(tunnel, entry)
         self._told(tunnel)
-        self.cells[self.area.entry(entry) + EntryCell.RESTORED] += 1
         self.inherited.discard(entry)
 
     def disinherit(self, entry: int) -> None:

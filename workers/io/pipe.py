@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import RouteCell
-from workers.contract.ledger import POSITION, POSITION_BITS, DirectionCell
+from workers.contract.entries import POSITION, POSITION_BITS, DirectionCell
 from workers.core.frames import MEDIUM, MESSAGE, WHOLE, FrameTracker
 from workers.io.endpoint import has_failed
 from workers.io.tls import Stream, TlsStream, TlsTruncated

@@ -10,7 +10,7 @@ import msgspec
 
 from workers.contract import messages
 from workers.contract.cells import MigrationReason, MigrationResult, WorkerCell
-from workers.contract.ledger import CLOSE_CODE, EntryCell
+from workers.contract.entries import CLOSE_CODE, EntryCell
 from workers.contract.messages import Reclaimed
 from workers.contract.snapshot import DECODE_ERRORS
 from workers.contract.tunnels import Back, BackEnd, Reclaim, decode_record, receive_keeping

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from workers.contract.cells import MigrationResult
-from workers.contract.ledger import State
+from workers.contract.entries import State
 from workers.contract.messages import Take
 from workers.contract.tunnels import Done, End, Go, Handover, Offer, Ready, TunnelRecord
 from workers.core.wheel import NEVER

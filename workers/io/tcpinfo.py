@@ -22,7 +22,6 @@ _ROOM: Final = bytes(_INT.size)
 # How often the counters are read anew while traffic changes them; each look takes about 2 us.
 _TRIES: Final = 1000
 
-ESTABLISHED: Final = 1
 CLOSE: Final = 7
 # States in which the peer's FIN was received, and in which ours was sent. (CLOSE counts as both: where it is
 # a reset, nothing can go on anyway.)
