@@ -174,6 +174,9 @@ class Keeper:
             received = tunnels.receive_keeping(self._worker)
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            # It died and had not read all that it was told. The error comes once, before what it said itself.
+            return True
         except OSError as error:
             # Descriptors may have been lost with it. The worker sees the end, and asks for another keeper.
             self.log.error("the worker can't be heard, its tunnels are not kept", error=error)

@@ -1,0 +1,63 @@
+"""A keeper whose worker dies in the middle of their conversation."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from workers.contract import messages, tunnels
+from workers.contract.entries import State
+from workers.contract.ledger import Ledger
+from workers.keeper import Keeper
+
+
+@pytest.fixture
+def keeper() -> Iterator[tuple[Keeper, socket.socket, socket.socket]]:
+    """A keeper, and the ends of its master and of its worker."""
+    ledger = Ledger.create(1, 16)
+    master, theirs = messages.pair()
+    made = Keeper(0, theirs, ledger)
+    ours, worker = messages.pair()
+    messages.send(master, tunnels.Attend(), [ours.fileno()])
+    ours.close()
+    made.turn(0.0)
+    area = ledger.area(0)
+    for entry in (0, 1):
+        area.cells[2 * entry], area.cells[2 * entry + 1] = State.HELD, 7
+    yield made, master, worker
+    made.close()
+    master.close()
+    worker.close()
+
+
+def hold(worker: socket.socket, entry: int) -> None:
+    """Tells the keeper about a tunnel."""
+    first, second = socket.socketpair()
+    with first, second:
+        messages.send(worker, tunnels.Hold(tunnels=((entry, 7),)), [first.fileno(), second.fileno()])
+
+
+def test_a_worker_that_dies_before_it_reads_what_came_back_loses_nothing(
+    keeper: tuple[Keeper, socket.socket, socket.socket],
+) -> None:
+    """Reading from the other end of a socket that was closed with something unread fails with ECONNRESET
+    once, before what was sent there (unix(7))."""
+    made, master, worker = keeper
+    hold(worker, 0)
+    messages.send(worker, tunnels.Reclaim())
+    for _ in range(3):
+        made.turn(0.0)
+    hold(worker, 1)
+    worker.close()  # Back and BackEnd wait there
+    messages.send(master, tunnels.Settle())
+    for _ in range(3):
+        made.turn(0.0)
+    assert made.running
+    said: list[object] = []
+    while not said or not isinstance(said[-1], tunnels.Settled):
+        received = tunnels.receive_from_keeper(master)
+        assert received is not None
+        said.append(received[0])
+    assert said[-1] == tunnels.Settled(held=2)
