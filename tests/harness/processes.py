@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def descriptors(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # closed between the listing and the look
             continue
     return found
+
+
+def own_descriptors() -> set[int]:
+    """The open descriptors of the test's own process. (What earlier tests mapped is closed when it is
+    collected, which may be in the middle of this one.)"""
+    gc.collect()
+    listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return {int(name) for name in os.listdir(listing)} - {listing}
+    finally:
+        os.close(listing)
 
 
 def children(pid: int) -> list[int]:

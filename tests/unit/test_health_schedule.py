@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +14,7 @@ from lb.control.health import HealthChecks, schedule
 from lb.control.health.target import Target
 from tests.harness.control import StandInControl
 from tests.harness.ports import free_port
+from tests.harness.processes import own_descriptors
 from tests.harness.upstream import Connection, Upstream, reply
 from tests.harness.waiting import until
 from workers.contract.cells import Admin, CheckResult, Health, StateCell
@@ -76,9 +76,9 @@ def run(scenario: Callable[[HealthChecks], Awaitable[None]], control: StandInCon
             await checks.close()
         assert len(asyncio.all_tasks()) == 1
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     asyncio.run(main())
-    assert len(os.listdir("/proc/self/fd")) <= before + 8  # the upstreams' side may close a little later
+    assert len(own_descriptors()) <= before + 8  # the upstreams' side may close a little later
 
 
 def serve(control: StandInControl, checks: HealthChecks, *pools: PoolSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import socket
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from lb.master import sockets
 from lb.master.failures import BindError
 from lb.master.listeners import SHARED, Listeners, share_out
+from tests.harness.processes import own_descriptors
 
 slots = st.sets(st.integers(0, 63), min_size=1, max_size=12)
 
@@ -84,10 +84,10 @@ def accept(listeners: Listeners, slot: int) -> socket.socket | None:
 
 
 def test_an_abort_leaves_nothing(listeners: Listeners, address: str, tmp_path: pathlib.Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     staged = listeners.stage([address, f"unix:{tmp_path}/front"], (0, 1))
     listeners.abort(staged)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(own_descriptors()) == before
     assert not (tmp_path / "front").exists()
     assert listeners.addresses == ()
 
@@ -95,10 +95,10 @@ def test_an_abort_leaves_nothing(listeners: Listeners, address: str, tmp_path: p
 def test_a_failure_in_the_middle_leaves_nothing(
     listeners: Listeners, address: str, tmp_path: pathlib.Path
 ) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     with pytest.raises(BindError, match="no interface"):
         listeners.stage([address, f"unix:{tmp_path}/front", "192.0.2.1:80"], (0,))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(own_descriptors()) == before
     assert not (tmp_path / "front").exists()
 
 

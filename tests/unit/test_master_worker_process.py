@@ -12,6 +12,7 @@ from lb.master.child import MAX_WAITING
 from lb.master.loop import Loop
 from lb.master.spawn import Spawned
 from lb.master.worker_process import WorkerProcess
+from tests.harness.processes import own_descriptors
 from workers.contract import messages
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import MAX_BYTES, AccessLogFd, AnyMessage, Attach, Commit, Prepared, Ready
@@ -86,7 +87,7 @@ def test_messages_go_both_ways(peer: Peer) -> None:
 
 
 def test_what_does_not_fit_waits_in_order_with_its_descriptors(peer: Peer) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     big = "x" * 3000
     for number in range(300):
         fd = os.memfd_create("test")
@@ -103,16 +104,16 @@ def test_what_does_not_fit_waits_in_order_with_its_descriptors(peer: Peer) -> No
                 os.close(fd)
         peer.turn(0.001)
     assert got == list(range(300))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(own_descriptors()) == before
 
 
 def test_a_worker_that_never_reads_is_broken_and_costs_nothing(peer: Peer) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     for number in range(MAX_WAITING + 3000):
         peer.worker.send(Commit(generation=number), (0,))
     assert peer.broken == ["it does not read its channel"]
     peer.worker.send(Commit(generation=1))
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(own_descriptors()) <= before
 
 
 def test_the_end_of_the_channel_is_told_once(peer: Peer) -> None:
@@ -136,7 +137,7 @@ def test_a_send_to_nobody_is_told(peer: Peer) -> None:
 
 def test_descriptors_from_a_worker_are_closed(peer: Peer) -> None:
     messages.send(peer.channel, Ready(pid=1), (0, 1))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(own_descriptors())
     peer.turn()
     assert peer.said == [Ready(pid=1)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(own_descriptors()) == before

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness.processes import own_descriptors
 from workers.contract import messages
 from workers.contract.messages import (
     MAX_BYTES,
@@ -49,10 +50,6 @@ def channel() -> Iterator[Pair]:
 def ends() -> Iterator[Pair]:
     with channel() as made:
         yield made
-
-
-def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 def received(end: socket.socket) -> tuple[AnyMessage, list[int]]:
@@ -201,10 +198,10 @@ def refuse(data: bytes, fds: int = 2) -> str:
     """Sends raw bytes with descriptors; returns why they were refused, with every descriptor closed."""
     with channel() as (master, worker), pipe() as (reader, _):
         send_raw(master, data, [reader] * fds)
-        before = open_fds()
+        before = own_descriptors()
         with pytest.raises(ChannelError) as caught:
             messages.receive(worker)
-        assert open_fds() == before
+        assert own_descriptors() == before
         return str(caught.value)
 
 

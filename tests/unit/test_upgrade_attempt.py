@@ -16,6 +16,7 @@ from lb.master.upgrade_attempt import MAX_OUTPUT, Attempt, TrialReport
 from lb.master.upgrade_launch import VARIABLE, Launch
 from lb.master.upgrade_state import pack
 from tests.harness import eventually, processes
+from tests.harness.processes import own_descriptors
 from tests.unit.test_upgrade_state import least
 
 REPORT = f"fd = int(os.environ['{VARIABLE}'].rpartition(':')[2])"
@@ -49,12 +50,12 @@ def run(launch: Launch, deadline: float = 30.0) -> TrialReport:
     state = msgspec.structs.replace(least(), scoreboard=board, ledger=ledger)
     packed = pack(state)
     trial = Attempt(loop, done, deadline)
-    before = set(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     try:
         trial.start(launch, packed, state)
         look()
         loop.run()
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert own_descriptors() == before
     finally:
         for fd in (board, ledger, packed):
             os.close(fd)
