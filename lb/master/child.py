@@ -8,7 +8,7 @@ import socket
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 from lb.master.loop import READ, WRITE, Loop
@@ -153,6 +153,19 @@ class Child(Generic[Incoming]):
             self._broken("it closed its channel")
             return
         self.took(*received)
+
+    def last_words(self) -> Iterator[Incoming]:
+        """What a child that is gone had said and nobody has read."""
+        while not self.closed:
+            try:
+                received = self._receive(self.channel)
+            except OSError:
+                return  # nothing more, or nothing that can be read
+            if received is None:
+                return
+            message, fds = received
+            close_fds(fds)
+            yield message
 
     def _broken(self, why: str) -> None:
         self.close()

@@ -208,6 +208,9 @@ class Fleet:
         self.keepers.reap()
 
     def _ended(self, worker: WorkerProcess, cause: str) -> None:
+        for message in worker.last_words():
+            if isinstance(message, (Reclaimed, Given)):  # what it did, not what it would have done
+                self._received(worker, message)
         worker.close()
         del self.workers[worker.slot]
         self._clear(worker.slot)
