@@ -22,6 +22,7 @@ from tests.harness import websocket as ws
 from tests.harness.workers import SNAPSHOT, DrivenWorker, Site
 from workers import keeper as keepers
 from workers.contract import messages, tunnels
+from workers.contract.cells import RouteCell
 from workers.contract.entries import State
 from workers.contract.messages import Keep, Reclaimed
 from workers.contract.snapshot import WebSocketSpec
@@ -183,6 +184,14 @@ class Play:
         self.hear(self.client)
         self.hear(self.server)
 
+    def counted(self) -> tuple[int, int]:
+        """What the scoreboard has of bytes from the client and from the server, of both workers."""
+        for stream in (self.tunnel.from_client, self.tunnel.from_server):
+            stream.tell()
+        slab = self.worker.worker.slab
+        base = slab.route_base(self.tunnel.route.spec.slot)
+        return slab.cells[base + RouteCell.CLIENT_BYTES], slab.cells[base + RouteCell.SERVER_BYTES]
+
     def close(self) -> None:
         """Ends everybody."""
         self.worker.worker.keeping.lose()
@@ -338,6 +347,10 @@ def test_killed_at_any_step(case: str) -> None:
             assert play.tunnel.open, (case, at)
             assert without(play.heard[play.server], FRAME) == play.said[play.client], (case, at)
             assert play.heard[play.client] == play.said[play.server], (case, at)
+            assert play.counted() == (play.tunnel.from_client.total, play.tunnel.from_server.total), (
+                case,
+                at,
+            )
             for end, stream in (
                 (play.client, play.tunnel.from_client),
                 (play.server, play.tunnel.from_server),

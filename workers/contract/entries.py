@@ -62,6 +62,7 @@ class DirectionCell(enum.IntEnum):
     FRAME = 9  # where the frame ends that the stream is in: see FRAME_*
     HEAD = 10  # two cells: the beginning of a frame's head
     MESSAGES = 12  # about how many passed, as of the last tick
+    TOLD = 13  # the position up to which the bytes are counted on the scoreboard
     WIDTH = 16
 
 

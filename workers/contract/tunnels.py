@@ -54,6 +54,7 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     close_code: int | None = None
     lost: bool = False
     ended: bool = False
+    untold: int = 0  # bytes that came and are not counted on the scoreboard yet
     waiting: int = 0  # bytes that the sink did not take: in the memfd, the client's stream first
 
 

@@ -138,7 +138,8 @@ def _sockets(*fds: int) -> list[RawSocket]:
 
 
 def _restore(pipe: Pipe, stream: StreamRecord, waiting: bytes) -> None:
-    pipe.position = pipe.told_bytes = stream.position
+    pipe.position = stream.position
+    pipe.told_bytes = stream.position - stream.untold
     pipe.shift = stream.shift
     pipe.told_messages = stream.messages
     pipe.ended = stream.ended
@@ -162,6 +163,11 @@ def enter(tunnel: Tunnel) -> None:
     tunnel.listener.joined()
     tunnel.server.begin()
     tunnel.appear()
+    for pipe in (tunnel.from_client, tunnel.from_server):
+        if pipe.told_bytes != pipe.total:
+            # What its worker received in the last moment of its life.
+            pipe.told = False
+            pipe.worker.untold.append(pipe)
     resume(tunnel)
 
 

@@ -110,6 +110,7 @@ class Estate:
             position=read,
             shift=account.shift,
             messages=int(self._cells[at + DirectionCell.MESSAGES]),
+            untold=read - int(self._cells[at + DirectionCell.TOLD]),
             left=0 if tracker.lost else tracker.left,
             ends_message=tracker.ends_message,
             head=tracker.head,

@@ -223,7 +223,7 @@ class Keeping:
             ((tunnel.from_client, EntryCell.CLIENT), (tunnel.from_server, EntryCell.SERVER))
         ):
             pipe.account = base + at
-            self.cells[pipe.account + DirectionCell.MESSAGES] = pipe.messages
+            self.note_told(pipe)
             if tunnel.settings.crash_safe:
                 pipe.position = pipe.total | place(entry, direction) << POSITION_BITS
             if pipe.tracker is None:
@@ -277,6 +277,11 @@ class Keeping:
     def note_frame(self, pipe: Pipe, tracker: FrameTracker) -> None:
         """Where the frame ends that the stream is in; nothing has to be said between two frames."""
         put_frame(self.area, pipe.account, pipe.total, tracker)
+
+    def note_told(self, pipe: Pipe) -> None:
+        """What of the stream the scoreboard has."""
+        self.cells[pipe.account + DirectionCell.TOLD] = pipe.told_bytes
+        self.cells[pipe.account + DirectionCell.MESSAGES] = pipe.messages
 
     def note_closing(self, tunnel: Tunnel, code: int) -> None:
         """`tunnel` is being closed with `code`, to which CLOSE_SENT_* is added where our Close was sent."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import RouteCell
-from workers.contract.entries import POSITION, POSITION_BITS, DirectionCell
+from workers.contract.entries import POSITION, POSITION_BITS
 from workers.core.frames import MEDIUM, MESSAGE, WHOLE, FrameTracker
 from workers.io.endpoint import has_failed
 from workers.io.tls import Stream, TlsStream, TlsTruncated
@@ -171,8 +171,8 @@ class Pipe:
         if messages != self.told_messages:
             cells[cell + _TO_MESSAGES] += messages - self.told_messages
             self.told_messages = messages
-            if self.account:
-                self.worker.keeping.cells[self.account + DirectionCell.MESSAGES] = messages
+        if self.account:
+            self.worker.keeping.note_told(self)
         self.told = True
 
     # --- what the sink does not take -----------------------------------------------------------------
