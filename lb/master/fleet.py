@@ -146,12 +146,12 @@ class Fleet:
                 worker.send(ReopenLogs(), (fd,))
 
     def stop_all(self, grace: float) -> None:
-        """Tells everybody to leave within `grace` seconds; nobody is replaced any more."""
+        """Tells everybody to leave within `grace` seconds; nobody is replaced any more, but by a caretaker
+        that closes what a dead one leaves."""
         self.closed = True
         self.active = ()
-        for worker in list(self.workers.values()):
-            self._leaving.dismiss(worker, grace)
-        self._check_empty()
+        self._leaving.leave_all(grace)
+        self.check_empty()
 
     def kill_all(self, cause: str) -> None:
         """Ends whoever is left, at once."""
@@ -167,11 +167,12 @@ class Fleet:
     def _start(self, slot: int) -> None:
         """Forks the worker of `slot`, or its caretaker, where it shall have one and has none."""
         held = self._succession.held(slot)
-        if self.closed or slot in self.workers:
+        if slot in self.workers:
             return
-        if slot not in self.active and not held:
+        if (slot not in self.active and not held) or not self._leaving.has_time:
             self._succession.over(slot)
             self.keepers.release(slot)
+            self.check_empty()
             return
         try:
             spawned = self._spawn(slot)
@@ -231,12 +232,13 @@ class Fleet:
                 self.observer.failed(worker, f"ended: {cause}")
         inherited = not self._succession.held(worker.slot)
         self._succeed(worker, cause == LATE or (expected and inherited), lived)
-        self._check_empty()
+        self.check_empty()
 
     def _succeed(self, worker: WorkerProcess, in_order: bool, lived: float) -> None:
         """Sees to the slot of a worker that is gone: `in_order` says that one that was leaving has left
         nothing that should live on."""
-        if self.closed:
+        if not self._leaving.has_time:
+            self._succession.over(worker.slot)
             return
         leaving = worker.phase is Phase.LEAVING
         if not leaving or not in_order:
@@ -261,8 +263,9 @@ class Fleet:
         if self.witness is not None:
             self.witness.changed()
 
-    def _check_empty(self) -> None:
-        if self.closed and not self.workers:
+    def check_empty(self) -> None:
+        """Where lb stops: says so when nobody is left, and nothing that a caretaker is to close."""
+        if self.closed and not self.workers and not (self._succession.open and self._leaving.has_time):
             self.on_empty()
 
     def kill(self, worker: WorkerProcess, cause: str) -> None:

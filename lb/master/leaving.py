@@ -27,6 +27,12 @@ class Leaving:
         self._loop = loop
         self._fleet = fleet
         self._succession = succession
+        self._end_by: float | None = None  # when everybody has to be gone (monotonic), once lb stops
+
+    @property
+    def has_time(self) -> bool:
+        """Whether lb does not stop, or not before the tunnels of a worker that died are closed in order."""
+        return self._end_by is None or time.monotonic() < self._end_by
 
     # --- who ---------------------------------------------------------------------------------------------
 
@@ -59,7 +65,10 @@ class Leaving:
 
     def relieve(self, worker: WorkerProcess, leave_by: float | None) -> None:
         """Tells `worker` to leave, its tunnels to go to its siblings, by `leave_by` (monotonic), or within
-        the grace of the configuration."""
+        the grace of the configuration. Where lb stops, it closes them."""
+        if self._end_by is not None:
+            self.dismiss(worker, max(0.0, self._end_by - time.monotonic()))
+            return
         grace = self._fleet.deployment.plan.snapshot.drain.hard_stop
         if leave_by is not None:
             grace = max(_LEAST_GRACE, leave_by - time.monotonic())
@@ -85,3 +94,24 @@ class Leaving:
         self._loop.later(max(0.0, leave_by - time.monotonic()) + _LATE_AFTER, late)
         if worker.hands_over and self._fleet.mover is not None:
             self._fleet.mover.leaving(worker)
+
+    # --- the end -----------------------------------------------------------------------------------------
+
+    def leave_all(self, grace: float) -> None:
+        """Tells everybody to leave within `grace` seconds. A worker that has not got yet what a dead one
+        left gets it first, so that somebody closes those tunnels in order."""
+        self._end_by = time.monotonic() + grace
+        for worker in list(self._fleet.workers.values()):
+            if grace and self._succession.held(worker.slot) and worker.phase is not Phase.LEAVING:
+                worker.caretaker = True
+            else:
+                self.dismiss(worker, grace)
+        self._loop.later(grace, self._end)
+
+    def _end(self) -> None:
+        if self.has_time:
+            return  # another grace was given
+        for worker in list(self._fleet.workers.values()):
+            if worker.phase is not Phase.LEAVING:
+                self.dismiss(worker, 0.0)
+        self._fleet.check_empty()

@@ -205,8 +205,8 @@ def test_a_worker_that_dies_while_it_leaves_has_a_caretaker(instance: Instance) 
         instance.signal(signal.SIGTTOU)
         eventually(lambda: state(instance, 1) == "leaving", "the retirement")
         os.kill(leaver, signal.SIGKILL)
-        eventually(lambda: 1 in reports(instance) and reports(instance)[1].pid != leaver, "a caretaker")
-        eventually(lambda: state(instance, 1) == "leaving", "that has what is left")
+        eventually(lambda: all(one.pid != leaver for one in reports(instance).values()), "its end")
+        eventually(lambda: state(instance, 1) == "leaving", "a caretaker that has what is left")
         assert reports(instance)[1].tunnels == 80
         assert reports(instance)[1].listening_sockets == 0
         assert {instance.ask()["slot"] for _ in range(10)} == {0}
@@ -284,6 +284,60 @@ def test_nobody_is_left_at_the_end(instance: Instance) -> None:
     instance.signal(signal.SIGTERM)
     assert instance.wait() == 0
     assert not any(map(alive, processes))
+
+
+def test_what_a_dead_worker_left_has_an_end_in_order_where_lb_stops(instance: Instance) -> None:
+    """Stopped while the keeper puts things in order: somebody has to close the tunnels."""
+    instance.start()
+    open_tunnels(instance, 0, 40)
+    keeper = keepers(instance)[0]
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(instance.pids()[0], signal.SIGKILL)
+    gone(instance, 0)
+    instance.signal(signal.SIGTERM)
+    gone(instance, 0, 1)
+    os.kill(keeper, signal.SIGCONT)
+    assert instance.wait() == 0
+    assert "restored=40" in instance.errors
+    assert not alive(keeper)
+
+
+def test_a_successor_gets_what_is_left_before_it_is_stopped(instance: Instance) -> None:
+    instance.start()
+    open_tunnels(instance, 0, 40)
+    with flag(instance, "late"):
+        os.kill(instance.pids()[0], signal.SIGKILL)
+        eventually(lambda: state(instance, 0) == "starting", "a successor on its way")
+        instance.signal(signal.SIGTERM)
+        gone(instance, 1)
+    assert instance.wait() == 0
+    assert "restored=40" in instance.errors
+
+
+def test_a_successor_that_does_not_come_up_is_not_waited_for_beyond_the_grace(instance: Instance) -> None:
+    instance.process_keys["shutdown_timeout"] = "1s"
+    instance.start()
+    open_tunnels(instance, 0, 40)
+    with flag(instance, "late"):
+        os.kill(instance.pids()[0], signal.SIGKILL)
+        eventually(lambda: state(instance, 0) == "starting", "a successor on its way")
+        instance.signal(signal.SIGTERM)
+        assert instance.wait() == 0
+    assert "restored" not in instance.errors
+
+
+def test_a_second_signal_waits_for_no_successor(instance: Instance) -> None:
+    instance.start()
+    open_tunnels(instance, 0, 40)
+    keeper = keepers(instance)[0]
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(instance.pids()[0], signal.SIGKILL)
+    gone(instance, 0)
+    instance.signal(signal.SIGTERM)
+    gone(instance, 0, 1)
+    instance.signal(signal.SIGTERM)
+    assert instance.wait() == 0
+    assert "restored" not in instance.errors
 
 
 def test_keepers_notice_that_the_master_died(instance: Instance) -> None:

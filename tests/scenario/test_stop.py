@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -76,6 +77,25 @@ def test_tunnels_live_until_the_shutdown_timeout(balancer: StartBalancer, upstre
         assert ws.read_frame(client).close_code == 1012
         client.read_until_closed()  # who does not answer that has until then
         assert time.monotonic() - started > 2.5
+    lb.stop()
+
+
+def test_tunnels_of_a_worker_that_died_just_before_are_closed_in_order(
+    balancer: StartBalancer, upstream: StartUpstream
+) -> None:
+    lb = balancer(settings([upstream(ws.serve_echo).address], workers=1))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(ws.connect(lb.address)) for _ in range(40)]
+        eventually(lambda: lb.status()["workers"][0]["tunnels_held"] == 40, "all are held")
+        worker = lb.status()["workers"][0]["pid"]
+        lb.send_signal(signal.SIGSTOP)  # so that it learns of both at once
+        os.kill(worker, signal.SIGKILL)
+        lb.send_signal(signal.SIGTERM)
+        lb.send_signal(signal.SIGCONT)
+        assert {ws.read_frame(client).close_code for client in clients} == {1012}
+        for client in clients:
+            client.send(ws.close_frame(1012, masked=True))
+            assert client.read_to_end() == b""
     lb.stop()
 
 
