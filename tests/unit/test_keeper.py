@@ -360,3 +360,79 @@ def test_killed_at_any_step(case: str) -> None:
             play.close()
         at += STRIDE
     assert kills > 5
+
+
+# --- and while it closes a tunnel politely ---------------------------------------------------------------
+
+
+class Ending:
+    """A tunnel that is closed in the middle of a frame, while both ends go on talking for a while."""
+
+    def __init__(self, play: Play) -> None:
+        self.play = play
+        message = frames(300)
+        play.say(play.client, frames(500) + message[:100])
+        play.say(play.server, frames(90, masked=False))
+        play.turn()
+        play.hear(play.server)
+        late = [frames(60), frames(40, masked=False), ws.close_frame(1001)]
+        self._steps: list[Callable[[], None]] = [
+            self.close,
+            lambda: play.say(play.client, message[100:]),
+            lambda: play.client.sendall(late[0]),
+            lambda: play.server.sendall(late[1]),
+            lambda: play.server.sendall(late[2]),
+        ]
+
+    def close(self) -> None:
+        """The order, which is given again where the worker died before it took notice."""
+        closing.close_politely(self.play.tunnel, 1001, "")
+
+    def go_on(self) -> None:
+        """What there is still to do."""
+        while self._steps:
+            self._steps.pop(0)()
+            self.play.turn()
+
+    def finish(self) -> None:
+        """The client says its Close, too; both hear the end, and nothing but what they shall hear."""
+        play = self.play
+        if play.tunnel.closing is None:
+            self.close()
+        self.go_on()
+        play.client.sendall(ws.close_frame(1001, masked=True))
+        play.finish()
+        if play.tunnel.open:  # that an answer had come was not written down yet
+            play.tunnel.on_deadline()
+        assert not play.tunnel.open
+        for end, other, size in ((play.client, play.server, 4), (play.server, play.client, 8)):
+            play.hear(end)
+            assert end.recv(1) == b""
+            assert play.heard[end][:-size] == play.said[other]
+            assert play.heard[end][-size : -size + 2] == ws.close_frame(1001, masked=size > 4)[:2]
+
+
+def test_killed_at_any_step_of_a_polite_close() -> None:
+    at, kills = 1, 0
+    while True:
+        play = Play()
+        try:
+            ending = Ending(play)
+            killed = False
+            try:
+                with Killer(at).armed():
+                    ending.go_on()
+            except Killed:
+                killed = True
+                kills += 1
+                play.die()
+            ending.finish()
+        except BaseException as error:
+            error.add_note(f"killed at {at}")
+            raise
+        finally:
+            play.close()
+        if not killed:
+            break
+        at += STRIDE
+    assert kills > 5

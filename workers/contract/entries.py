@@ -47,7 +47,7 @@ class EntryCell(enum.IntEnum):
     GIVER = 5  # while COMING: the slot that gives ...
     GIVER_ENTRY = 6  # ... the entry there ...
     GIVER_SERIAL = 7  # ... and its serial
-    CLOSING = 8  # the code of our own Close; CLOSE_SENT_* added where it is on its way. 0: not closing
+    CLOSING = 8  # the code of our own Close; CLOSE_SEEN_* added whose answer has come. 0: not closing
     CLIENT = 12  # DirectionCell, the client's stream
     SERVER = 28
     WIDTH = 48
@@ -70,20 +70,23 @@ class AccountCell(enum.IntEnum):
     """What of a stream waits on a shelf, and how far the stream as it was sent on differs from the stream as
     it was received. Written whole beside the one that counts, then made the one that counts."""
 
-    POSITION = 0  # received up to here: the account is of no use for a stream that went on
+    POSITION = 0  # received up to here: the account is of no use for a stream that went on. LAST may be added
     SHIFT = 1  # bytes that were sent on, less those that were received: our own frames, pongs held back
     SIZE = 2  # bytes on the shelf
     SHELF = 3  # its number
     WIDTH = 4
 
 
+# Added to AccountCell.POSITION where a Close has passed, ours or the source's: what is received after it goes
+# nowhere, and the account stays good.
+LAST: Final = 1 << 62
 # DirectionCell.FRAME: a position at which a frame ends (in the past: between frames), or FRAME_HEAD and a
 # position where a head was cut (its length in the low byte of the second HEAD cell), or FRAME_LOST.
 FRAME_LOST: Final = -1
 FRAME_HEAD: Final = 1 << 60
 CLOSE_CODE: Final = 0xFFFF
-CLOSE_SENT_CLIENT: Final = 1 << 16  # our Close is in the client's stream, on its way to the server
-CLOSE_SENT_SERVER: Final = 1 << 17
+CLOSE_SEEN_CLIENT: Final = 1 << 16  # nothing more is to be waited for from the client
+CLOSE_SEEN_SERVER: Final = 1 << 17
 
 assert EntryCell.WIDTH * CELL <= RECORD_AT
 

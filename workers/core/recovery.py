@@ -21,11 +21,12 @@ class Unproved(ValueError):
 class Account(NamedTuple):
     """What waits on a shelf: `size` bytes, for a stream that was read up to `position`. `shift` is how much
     longer the stream to the sink is than the one from the source, up to there: frames of our own, less pongs
-    that were meant for us."""
+    that were meant for us. With `last`, what was read after it is not sent on."""
 
     position: int
     shift: int
     size: int
+    last: bool = False
 
 
 class Unsent(NamedTuple):
@@ -42,6 +43,8 @@ NOTHING: Final = Unsent(True, 0, 0)
 def unsent(read: int, written: int, account: Account, mark: int, chunk: int) -> Unsent:
     """What is still to be sent. `mark` is the position before the last chunk, -1 where that was another
     direction's; no chunk is larger than `chunk`. Raises `Unproved`."""
+    if account.last:
+        read = min(read, account.position)
     left = read + account.shift - written
     if left < 0:
         raise Unproved(f"{-left} bytes more were written than read")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from workers.contract.entries import CLOSE_SENT_CLIENT, CLOSE_SENT_SERVER
+from workers.contract.entries import CLOSE_SEEN_CLIENT, CLOSE_SEEN_SERVER
 from workers.core.frames import close_frame
 from workers.io.tls import Stream, TlsStream, TlsTruncated
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 PATIENCE: Final = 5.0
-_SENT: Final = {"client": CLOSE_SENT_CLIENT, "server": CLOSE_SENT_SERVER}
+_SEEN: Final = {"client": CLOSE_SEEN_CLIENT, "server": CLOSE_SEEN_SERVER}
 
 
 class Closing:
     """What a tunnel holds while it is being closed."""
 
-    __slots__ = ("dead", "frames", "sent", "tunnel", "waiting")
+    __slots__ = ("dead", "frames", "tunnel", "waiting")
 
     def __init__(self, tunnel: Tunnel, code: int, reason: str) -> None:
         self.tunnel = tunnel
@@ -35,15 +35,16 @@ class Closing:
             "client": close_frame(code, reason, os.urandom(4)),
         }
         self.waiting = {"client", "server"}  # whose own Close has not come
-        self.sent = 0  # CLOSE_SENT_* of the ledger
         self.dead: Stream | None = None  # the side that is told nothing, and cut off in the end
 
-    def go_on(self, sent: int) -> None:
-        """Goes on where another worker was: `sent` says in which streams our Close is already."""
-        self.sent = sent
-        for name, flag in _SENT.items():
-            if sent & flag:
-                self.frames.pop(name)
+    def go_on(self, seen: int) -> None:
+        """Goes on where another worker was: `seen` says from which sides nothing is to be waited for."""
+        tunnel = self.tunnel
+        for pipe in (tunnel.from_client, tunnel.from_server):
+            if pipe.closed:
+                del self.frames[pipe.name]
+            if seen & _SEEN[pipe.name]:
+                self.waiting.discard(pipe.name)
         self.begin()
 
     def give_up(self, name: str) -> None:
@@ -51,11 +52,9 @@ class Closing:
         tunnel = self.tunnel
         sink = tunnel.from_server if name == "client" else tunnel.from_client
         self.dead = sink.sink
-        self.waiting.discard(name)
-        self.sent |= _SENT[sink.name]
+        self._is_through(name)
         del self.frames[sink.name]
-        sink.drained()
-        sink.worker.loop.remove_writer(sink.sink_fd)
+        sink.give_up()
         sink.resume()
         self.begin()
 
@@ -85,22 +84,21 @@ class Closing:
             return
         frame = self.frames.pop(pipe.name)
         if tracker.close_code is None:
-            pipe.inject(frame)
-            self.sent |= _SENT[pipe.name]
-            self._note()
+            pipe.inject(frame, last=True)
         else:
-            self.waiting.discard(pipe.name)
+            pipe.finish()
+            self._is_through(pipe.name)
 
-    def _note(self) -> None:
-        """Puts down where this stands, for a successor."""
-        tunnel = self.tunnel
-        if tunnel.open and tunnel.entry >= 0:
-            tunnel.worker.keeping.note_closing(tunnel, (tunnel.code or 0) | self.sent)
+    def _is_through(self, name: str) -> None:
+        """Nothing more is to be waited for from `name`, which a successor shall know, too."""
+        self.waiting.discard(name)
+        seen = sum(flag for side, flag in _SEEN.items() if side not in self.waiting)
+        self.tunnel.worker.keeping.note_closing(self.tunnel, (self.tunnel.code or 0) | seen)
 
     def _is_silent(self, pipe: Pipe) -> None:
         """Nothing more comes from this side."""
         self.frames.pop(pipe.name, None)
-        self.waiting.discard(pipe.name)
+        self._is_through(pipe.name)
 
     def _on_chunk(self, pipe: Pipe) -> None:
         """Reads on: to the end of the frame before our Close, and after it for the other's."""
@@ -116,7 +114,7 @@ class Closing:
         # Before our Close no byte may be taken beyond the frame's end, since it could not be passed on.
         most = min(tracker.to_boundary, len(relay)) if before else len(relay)
         try:
-            size = pipe.receive(most)
+            size = pipe.receive(most) if before else pipe.discard(most)
         except (BlockingIOError, InterruptedError):
             return
         except TlsTruncated:
@@ -135,7 +133,7 @@ class Closing:
             if self.tunnel.open:
                 self._inject(pipe)
         if self.tunnel.open and ((tracker.close_code is not None and tracker.at_boundary) or tracker.lost):
-            self.waiting.discard(pipe.name)
+            self._is_through(pipe.name)
             self.look()
         source = pipe.source
         if isinstance(source, TlsStream) and (source.pending() or source.deferred is not None):
@@ -147,15 +145,15 @@ class Closing:
         so it knows that nothing more comes. What `name` was still to be sent is dropped then."""
         if name in self.frames:
             return False
-        self.waiting.discard(name)
+        self._is_through(name)
         tunnel = self.tunnel
         source, sink = tunnel.from_client, tunnel.from_server
         if name == "server":
             source, sink = sink, source
         source.ended = True
         source.pause()
-        sink.drained()
-        sink.worker.loop.remove_writer(sink.sink_fd)
+        self.frames.pop(sink.name, None)
+        sink.give_up()
         self.look()
         if tunnel.open:
             sink.resume()
@@ -191,17 +189,17 @@ def close_half_dead(tunnel: Tunnel, dead: str, code: int, reason: str) -> None:
         closing.give_up(dead)
 
 
-def close_on(tunnel: Tunnel, code: int, sent: int) -> None:
-    """Closes a tunnel on that another worker was closing; `sent` is what it had done (CLOSE_SENT_*)."""
+def close_on(tunnel: Tunnel, code: int, seen: int) -> None:
+    """Goes on closing what another worker closed; `seen` says whose answers have come (CLOSE_SEEN_*)."""
     if tunnel.from_client.tracker is None:
         tunnel.stop()
         return
-    closing = _begin(tunnel, code, "")
+    closing = _begin(tunnel, code, "", seen)
     if closing is not None:
-        closing.go_on(sent)
+        closing.go_on(seen)
 
 
-def _begin(tunnel: Tunnel, code: int, reason: str) -> Closing | None:
+def _begin(tunnel: Tunnel, code: int, reason: str, seen: int = 0) -> Closing | None:
     """Makes it a tunnel that is being closed; `None` where it ended in the attempt."""
     if tunnel.pings is not None:
         tunnel.pings.stop()
@@ -214,5 +212,5 @@ def _begin(tunnel: Tunnel, code: int, reason: str) -> Closing | None:
     tunnel.closing = closing
     tunnel.worker.wheel.drop(tunnel)
     tunnel.worker.wheel.arm(tunnel, tunnel.worker.now + PATIENCE)
-    tunnel.worker.keeping.note_closing(tunnel, code)
+    tunnel.worker.keeping.note_closing(tunnel, code | seen)
     return closing

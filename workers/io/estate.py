@@ -14,6 +14,7 @@ from workers.contract.entries import (
     CELL,
     FRAME_HEAD,
     FRAME_LOST,
+    LAST,
     POSITION,
     POSITION_BITS,
     SHELVES,
@@ -35,10 +36,12 @@ _DIRECTIONS: Final = (int(EntryCell.CLIENT), int(EntryCell.SERVER))
 
 
 class Stream(NamedTuple):
-    """One direction as it goes on: the record of it, and the bytes that are still to be sent."""
+    """One direction as it goes on: the record of it, the bytes that are still to be sent, and whether those
+    are the last."""
 
     record: StreamRecord
     unsent: bytes
+    last: bool
 
 
 class Estate:
@@ -86,10 +89,11 @@ class Estate:
         unsent = recovery.unsent(read, written, account, began, BUFFER)
         chunk = memoryview(self._area.buffer)[: read - began]
         tracker = recovery.frames_after(began, *self._frame(at), chunk)
-        data = b"" if unsent == recovery.NOTHING else bytes(chunk[unsent.start : unsent.end])
+        data = bytes(chunk[unsent.start : unsent.end]) if not unsent.on_shelf else b""
         chunk.release()
         # First the account, which says that the chunk is known, then where its frames end.
-        self._put_account(at, Account(read, account.shift, len(data)), data)
+        if not account.last:
+            self._put_account(at, Account(read, account.shift, len(data)), data)
         self._put_frame(at, read, tracker)
 
     def streams(self, entry: int, client: RawSocket, server: RawSocket) -> tuple[Stream, Stream]:
@@ -108,7 +112,7 @@ class Estate:
         tracker = recovery.frames_at(read, *self._frame(at))
         record = StreamRecord(
             position=read,
-            shift=account.shift,
+            shift=account.shift - (read - account.position if account.last else 0),
             messages=int(self._cells[at + DirectionCell.MESSAGES]),
             untold=read - int(self._cells[at + DirectionCell.TOLD]),
             left=0 if tracker.lost else tracker.left,
@@ -117,7 +121,7 @@ class Estate:
             lost=tracker.lost,
             waiting=len(data),
         )
-        return Stream(record, data)
+        return Stream(record, data, account.last)
 
     def _positions(self, entry: int, direction: int, client: Counts, server: Counts) -> tuple[int, int]:
         """How much of the direction was read, and how much was written."""
@@ -138,7 +142,7 @@ class Estate:
         position, shift, size, shelf = cells[place : place + AccountCell.WIDTH].tolist()
         if size and not 0 <= shelf < SHELVES:
             raise Unproved(f"there is no shelf {shelf}")
-        return Account(position, shift, size), shelf
+        return Account(position & ~LAST, shift, size, bool(position & LAST)), shelf
 
     def _put_account(self, at: int, account: Account, data: bytes) -> None:
         shelf = self._free_shelf() if data else -1

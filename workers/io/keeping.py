@@ -21,6 +21,7 @@ from workers.contract.cells import WorkerCell
 from workers.contract.entries import (
     BUFFER,
     FRAME_LOST,
+    LAST,
     MAX_RECORD,
     POSITION_BITS,
     SHELVES,
@@ -284,7 +285,7 @@ class Keeping:
         self.cells[pipe.account + DirectionCell.MESSAGES] = pipe.messages
 
     def note_closing(self, tunnel: Tunnel, code: int) -> None:
-        """`tunnel` is being closed with `code`, to which CLOSE_SENT_* is added where our Close was sent."""
+        """`tunnel` is being closed with `code`, to which CLOSE_SEEN_* is added where the answer has come."""
         if tunnel.entry >= 0:
             self.cells[self.area.entry(tunnel.entry) + EntryCell.CLOSING] = code
 
@@ -302,21 +303,32 @@ class Keeping:
             else:
                 kept = self._shelves[shelf * BUFFER : shelf * BUFFER + size]
                 kept[:] = data
-        cells, account = self.cells, pipe.account
-        other = 1 - cells[account + _ACCOUNT]
-        at = account + _ACCOUNTS[other]
-        cells[at + AccountCell.POSITION] = pipe.total
-        cells[at + AccountCell.SHIFT] = pipe.shift
-        cells[at + AccountCell.SIZE] = size if shelf >= 0 else 0
-        cells[at + AccountCell.SHELF] = shelf
-        cells[account + _ACCOUNT] = other
+        self._account(pipe, size if shelf >= 0 else 0, shelf)
         pipe.shelf = shelf
         if former >= 0:
             self._give_shelf(former)
         return kept
 
+    def restate(self, pipe: Pipe) -> None:
+        """Accounts for where `pipe` stands now; what waits lies where it lay."""
+        account = pipe.account
+        size = self.cells[account + _ACCOUNTS[self.cells[account + _ACCOUNT]] + AccountCell.SIZE]
+        self._account(pipe, size if pipe.shelf >= 0 else 0, pipe.shelf)
+
+    def _account(self, pipe: Pipe, size: int, shelf: int) -> None:
+        cells, account = self.cells, pipe.account
+        other = 1 - cells[account + _ACCOUNT]
+        at = account + _ACCOUNTS[other]
+        cells[at + AccountCell.POSITION] = pipe.total | LAST if pipe.closed else pipe.total
+        cells[at + AccountCell.SHIFT] = pipe.shift
+        cells[at + AccountCell.SIZE] = size
+        cells[at + AccountCell.SHELF] = shelf
+        cells[account + _ACCOUNT] = other
+
     def unshelve(self, pipe: Pipe) -> None:
         """What waited in `pipe` was sent, or is kept elsewhere."""
+        account = pipe.account
+        self.cells[account + _ACCOUNTS[self.cells[account + _ACCOUNT]] + AccountCell.SIZE] = 0
         self._give_shelf(pipe.shelf)
         pipe.shelf = -1
 

@@ -32,12 +32,13 @@ class Pipe:
     """One direction of a tunnel. `out` is what the sink did not take; the source is paused meanwhile.
 
     `position` counts the bytes that came, with the direction's place on the ledger above them; `shift` is how
-    many bytes more than those went on: frames of our own, less pongs that were meant for us."""
+    many bytes more than those went on: frames of our own, less pongs that were meant for us. `closed` says
+    that a Close was the last to go on, whatever may come after it."""
 
     __slots__ = (
-        "account", "cell", "ended", "name", "on_chunk", "out", "position", "reading", "shelf", "shift",
-        "sink", "sink_fd", "source", "source_fd", "told", "told_bytes", "told_messages", "tracker", "tunnel",
-        "worker",
+        "account", "cell", "closed", "ended", "name", "on_chunk", "out", "position", "reading", "shelf",
+        "shift", "sink", "sink_fd", "source", "source_fd", "told", "told_bytes", "told_messages", "tracker",
+        "tunnel", "worker",
     )  # fmt: skip
 
     def __init__(self, tunnel: Tunnel, name: str, source: Stream, sink: Stream) -> None:
@@ -52,6 +53,7 @@ class Pipe:
         self.cell = tunnel.route.base + (_CLIENT_BYTES if name == "client" else _SERVER_BYTES)
         self.position = 0
         self.shift = 0
+        self.closed = False
         # What the route's cells have of it. They are brought up to date once a tick: to count in them with
         # each small chunk would cost a tenth of relaying it.
         self.told = True  # all
@@ -201,9 +203,11 @@ class Pipe:
         if sent < len(data):
             self.keep(data[sent:])
 
-    def inject(self, data: bytes) -> None:
-        """Sends `data`, a frame of our own, behind what waits. To be called between two frames."""
+    def inject(self, data: bytes, *, last: bool = False) -> None:
+        """Sends `data`, a frame of our own, behind what waits; with `last` it is the last that goes on. To be
+        called between two frames."""
         self.shift += len(data)
+        self.closed = last
         if self.out or not self.account:
             self.send(data)
             return
@@ -227,6 +231,25 @@ class Pipe:
         self.shift -= self.receive(size)
         if self.account:
             self.put(b"")
+
+    def finish(self) -> None:
+        """What goes on has ended with the Close that passed last."""
+        self.closed = True
+        if self.account:
+            self.worker.keeping.restate(self)
+
+    def give_up(self) -> None:
+        """The sink is to be sent nothing any more, not even what waits."""
+        self.shift -= len(self.out)
+        self.closed = True
+        self.put(b"")
+        self.worker.loop.remove_writer(self.sink_fd)
+
+    def discard(self, most: int) -> int:
+        """As `receive`, for what is not to go on."""
+        size = self.receive(most)
+        self.shift -= size
+        return size
 
     def on_writable(self) -> None:
         """Sends on what waits."""

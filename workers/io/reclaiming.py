@@ -118,6 +118,7 @@ class Reclaiming:
         record = msgspec.structs.replace(record, client=up.record, server=down.record, seen=self._worker.now)
         waiting = up.unsent, down.unsent
         tunnel = adoption.adopt(self._worker, record, client.fileno(), server.fileno(), waiting)
+        tunnel.from_client.closed, tunnel.from_server.closed = up.last, down.last
         client.detach()
         server.detach()
         return tunnel
