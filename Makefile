@@ -2,13 +2,15 @@
 # make test   the whole test suite
 # make lint   ruff;  make types   mypy --strict
 # Each makes what it needs first, in .venv, and is quick when that is there.
-# ARGS are handed on: make test ARGS="tests/unit -k balance"
+# ARGS are handed on: make test ARGS="tests/unit -k balance"; JOBS=1 runs one test at a time.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# Most tests wait for processes, so more of them than cores run at a time.
+JOBS ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types clean
@@ -20,7 +22,7 @@ run: $(VENV)/.stamp-run
 	@exec $(BIN)/lb demo -c config/lb.toml $(ARGS)
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

@@ -135,7 +135,7 @@ def test_returners_go_before_newcomers_each_in_the_order_of_coming(
         waiting.append(knock(lb, clients, name, **headers))
         wait_until_in(gauges, door, len(waiting) + 1)
     passed = len(door.came)
-    set_rate(lb, rate=1000, burst=10, queue=20)
+    set_rate(lb, rate=5, burst=1, queue=20)  # one after the other, so that the servers see them in order
     assert [client.read_response().status for client in waiting] == [101] * 5
     # (Some may have had their turn before all were there.)
     left = [name for name in (*backs, "/new1", "/new2", "/new3") if name not in door.came[:passed]]

@@ -37,6 +37,7 @@ def backend() -> Iterator[tuple[Background, Backend]]:
 def tables(made: Backend) -> Tables:
     """HTTP to one pool, WebSockets to another."""
     result = settings([made.address], workers=2)
+    result["process"]["rebalance"] = "off"  # descriptors would move with the tunnels
     result["route"].insert(0, {"name": "ws", "path": "/ws", "pool": "ws"})
     result["pool"]["ws"] = {"servers": [made.websocket_address], "balance": "least-conn"}
     return result

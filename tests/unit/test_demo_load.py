@@ -124,6 +124,7 @@ def test_frames_come_back(size: int, masked: bool, compressed: bool, pieces: int
         wire.frame(wire.FIN | wire.COMPRESSED | wire.TEXT, b"\xff" * 9, masked=False),
         b"\x82\x7f\x00\x00\x00\x01\x00\x00\x00\x00",
     ],
+    ids=["masked", "reserved", "cut", "control", "continued", "begun-twice", "deflated", "long"],
 )
 def test_what_no_peer_may_send_is_an_error(data: bytes) -> None:
     with pytest.raises(wire.WireError):

@@ -61,6 +61,7 @@ def test_the_pong_of_another_ping_is_not_ours(payload: bytes, other: bytes, mask
         b"\x0a" + ws.frame(bytes(8), ws.PONG)[1:],  # no FIN
         b"\xca" + ws.frame(bytes(8), ws.PONG)[1:],  # a reserved bit
     ],
+    ids=["ping", "binary", "short", "long", "empty", "no-fin", "reserved"],
 )
 def test_other_frames_are_not_ours_from_their_second_byte_on(frame: bytes) -> None:
     assert pong_size(frame, bytes(8)) == 0
