@@ -6,9 +6,11 @@ state that needs the dead worker's buffer no more, and gives the sockets to the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
+import time
 from _socket import socket as RawSocket
 from collections import deque
 from itertools import islice
@@ -53,6 +55,7 @@ class Keeper:
         self._unsent: deque[tuple[messages.Message, list[int]]] = deque()  # for the worker
         self._closed = 0  # tunnels that could not be proved, since a successor was last told
         self._swept = 0
+        self._sweep_at = 0.0
         self.running = True  # until the master says otherwise, or is gone
 
     # --- the loop ------------------------------------------------------------------------------------
@@ -78,7 +81,9 @@ class Keeper:
             self._hear_worker()
         if self._master.fileno() in happened:
             self._hear_master()
-        if not happened:
+        now = time.monotonic()
+        if not happened or now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP
             self._sweep()
 
     def close(self) -> None:
@@ -116,6 +121,9 @@ class Keeper:
                 self._settle()
             case tunnels.Leave():
                 self.running = False
+            case tunnels.Ping():
+                with contextlib.suppress(OSError):  # it is gone: reading says so
+                    messages.send(self._master, tunnels.Pong())
 
     def _settle(self) -> None:
         while self._hear_worker():

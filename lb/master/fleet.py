@@ -345,6 +345,7 @@ class Fleet:
             self.kill(worker, CHANNEL)
 
     def watch_heartbeats(self, tick: float) -> None:
-        """To be called every `tick` seconds: ends the workers whose event loop stands still."""
+        """To be called every `tick` seconds: ends the workers and keepers whose event loop stands still."""
         limit = self.deployment.plan.config.process.wedged_after
         self._watchdog.look(list(self.workers.values()), tick, limit)
+        self.keepers.watch(tick, limit)

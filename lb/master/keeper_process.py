@@ -14,9 +14,10 @@ Settle = Callable[[Settled], None]
 
 
 class KeeperProcess(Child[FromKeeper]):
-    """The child that keeps the tunnels of worker slot `slot`. `settling` is who waits for its `Settled`."""
+    """The child that keeps the tunnels of worker slot `slot`. `settling` is who waits for its `Settled`,
+    `answered` says that no `Ping` is without its `Pong`."""
 
-    __slots__ = ("_on_lost", "_on_message", "ready", "settling", "slot", "timer")
+    __slots__ = ("_on_lost", "_on_message", "answered", "ready", "settling", "slot", "timer")
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class KeeperProcess(Child[FromKeeper]):
         super().__init__(spawned, loop, log, receive_from_keeper)
         self.slot = slot
         self.ready = False
+        self.answered = True
         self.settling: Settle | None = None
         self.timer: Timer | None = None  # of what it is to do next: get ready, settle
         self._on_message = on_message

@@ -16,12 +16,12 @@ from typing import Final
 from lb.master.keeper_process import KeeperProcess, Settle
 from lb.master.loop import Loop
 from lb.master.spawn import Spawned
-from lb.master.supervision import CHANNEL, LATE, Backoff, cause_of_death
+from lb.master.supervision import CHANNEL, LATE, WEDGED, Backoff, cause_of_death, quiet_for
 from lb.master.worker_process import WorkerProcess
 from workers.contract import messages
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import Keep
-from workers.contract.tunnels import Attend, FromKeeper, KeeperReady, Leave, Settled
+from workers.contract.tunnels import Attend, FromKeeper, KeeperReady, Leave, Ping, Pong, Settled
 from workers.contract.tunnels import Settle as SettleNow
 
 _READY_TIME: Final = 30.0
@@ -46,6 +46,8 @@ class Keepers:
         self._leaving: set[KeeperProcess] = set()
         self._backoffs: dict[int, Backoff] = {}
         self._waiting: set[int] = set()  # slots whose next keeper waits for its time
+        self._unasked: set[int] = set()  # slots whose worker shall reclaim, once it can be told
+        self._last_tick = time.monotonic()
         self._when_gone: Callable[[], None] | None = None
 
     @property
@@ -69,7 +71,7 @@ class Keepers:
     def attend(self, worker: WorkerProcess, reclaim: bool) -> None:
         """Gives `worker` a way to the keeper of its slot, which is forked where there is none. With
         `reclaim`, it shall ask for its predecessor's tunnels. A worker serves without a keeper, too: where
-        none can be had now, `on_needed` says when to ask again."""
+        none can be had now, `on_needed` says when to ask again; what it shall reclaim is not forgotten."""
         keeper = self._keepers.get(worker.slot) or self._start(worker.slot)
         if keeper is None:
             return
@@ -77,8 +79,12 @@ class Keepers:
             for_keeper, for_worker = messages.pair()
         except OSError as error:
             self._log.error("no way between worker and keeper", slot=worker.slot, error=error)
+            if reclaim:
+                self._unasked.add(worker.slot)
             self._need_later(worker.slot, _RETRY)
             return
+        reclaim = reclaim or worker.slot in self._unasked
+        self._unasked.discard(worker.slot)
         with for_keeper, for_worker:
             keeper.send(Attend(), (for_keeper.fileno(),))
             worker.send(Keep(reclaim=reclaim), (for_worker.fileno(),))
@@ -90,6 +96,7 @@ class Keepers:
         if keeper is None:
             done(Settled(held=0))
             return
+        self._unasked.discard(slot)  # its successor is asked anew
         keeper.settling = done
         keeper.expect(self._loop.later(SETTLE_TIME, lambda: self._late(keeper, "it does not settle")))
         keeper.send(SettleNow())
@@ -97,6 +104,7 @@ class Keepers:
     def release(self, slot: int) -> None:
         """Nobody needs the keeper of `slot` any more: it closes what it may hold, and leaves."""
         keeper = self._keepers.pop(slot, None)
+        self._unasked.discard(slot)
         if keeper is None:
             return
         self._leaving.add(keeper)
@@ -164,6 +172,7 @@ class Keepers:
             self._check_gone()
             return
         del self._keepers[slot]
+        self._unasked.discard(slot)  # what it held is gone
         self.restarts[cause] += 1
         lived = time.monotonic() - keeper.started
         settling, keeper.settling = keeper.settling, None
@@ -178,6 +187,23 @@ class Keepers:
             self.on_needed(slot)
         if settling is not None:
             settling(Settled(held=0))
+
+    def watch(self, tick: float, limit: float) -> None:
+        """To be called every `tick` seconds: asks the keepers for a sign of life, and ends those that have
+        given none for `limit` seconds, while their workers are there to tell others about their tunnels."""
+        now = time.monotonic()
+        elapsed, self._last_tick = now - self._last_tick, now
+        for keeper in self._keepers.values():
+            if not keeper.ready or keeper.settling is not None or keeper.cause:
+                continue  # which has a limit of its own
+            keeper.quiet = quiet_for(keeper.quiet, keeper.answered, elapsed, tick)
+            if keeper.quiet > limit:
+                silent = round(keeper.quiet, 1)
+                self._log.error("keeper is wedged", slot=keeper.slot, pid=keeper.pid, silent=silent)
+                self._kill(keeper, WEDGED)
+            elif keeper.answered:
+                keeper.answered = False
+                keeper.send(Ping())
 
     def _check_gone(self) -> None:
         if self._when_gone is not None and not self._leaving and not self._keepers:
@@ -201,6 +227,8 @@ class Keepers:
                 keeper.ready = True
                 if keeper.settling is None and self._keepers.get(keeper.slot) is keeper:
                     keeper.expect(None)
+            case Pong():
+                keeper.answered = True
             case Settled():
                 settling, keeper.settling = keeper.settling, None
                 if settling is not None:

@@ -68,6 +68,8 @@ from workers.contract.tunnels import (
     Drop,
     Hold,
     KeeperReady,
+    Ping,
+    Pong,
     Reclaim,
     Settle,
     Settled,
@@ -359,6 +361,8 @@ class Keeper:
             case Settle():
                 if not (FOLDER / "no-settle").exists():
                     messages.send(self.channel, Settled(held=len(self.held)))
+            case Ping():
+                messages.send(self.channel, Pong())
             case LeaveKeeper():
                 return False
         return True

@@ -117,6 +117,21 @@ def test_a_keeper_that_dies_is_replaced_and_told_everything(instance: Instance) 
     assert "keeper ended" in instance.errors
 
 
+def test_a_keeper_that_stands_still_is_replaced_while_its_worker_lives(instance: Instance) -> None:
+    instance.process_keys["wedged_after"] = "1s"
+    instance.start()
+    open_tunnels(instance, 1, 70)
+    before = keepers(instance)
+    os.kill(before[1], signal.SIGSTOP)
+    eventually(lambda: keepers(instance)[1] not in (0, before[1]), "another keeper")
+    eventually(lambda: reports(instance)[1].tunnels_held == 70, "that holds them")
+    killed(instance, 1)
+    eventually(lambda: tunnels(instance) == {0: 0, 1: 70}, "the tunnels")
+    assert "keeper is wedged" in instance.errors
+    assert instance.status().keeper_restarts == {"wedged": 1}
+    assert keepers(instance)[0] == before[0]
+
+
 def test_worker_and_keeper_that_die_together_are_replaced(instance: Instance) -> None:
     instance.start()
     open_tunnels(instance, 0, 10)

@@ -197,3 +197,19 @@ def test_no_process_keeps_descriptors_of_tunnels_that_ended(balancer: StartBalan
     whole(load.stop())
     ordeal.assert_nothing_is_left()
     assert keepers(lb) == pids
+
+
+def test_a_wedged_keeper(balancer: StartBalancer, load: Load) -> None:
+    """It is replaced while its worker lives, and then holds what its predecessor held."""
+    lb = balancer(tables(load, workers=1, process={"wedged_after": "1s"}))
+    ordeal = Ordeal(lb)
+    load.open(lb.port, 40, STEADY)
+    ordeal.wait_held(40)
+    keeper = lb.status()["workers"][0]["keeper_pid"]
+    os.kill(keeper, signal.SIGSTOP)
+    eventually(lambda: lb.status()["keeper_restarts"] == {"wedged": 1}, "its end")
+    ordeal.wait_held(40)
+    ordeal.kill()
+    go_on(load)
+    whole(load.stop())
+    ordeal.assert_nothing_is_left()

@@ -61,3 +61,38 @@ def test_a_worker_that_dies_before_it_reads_what_came_back_loses_nothing(
         assert received is not None
         said.append(received[0])
     assert said[-1] == tunnels.Settled(held=2)
+
+
+def test_it_looks_for_what_nobody_told_however_much_it_is_told(
+    keeper: tuple[Keeper, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, master, worker = keeper
+    monkeypatch.setattr(made, "_sweep_at", 0.0)  # a second has passed
+    first, second = socket.socketpair()
+    with first, second:
+        messages.send(worker, tunnels.Hold(tunnels=((5, 7),)), [first.fileno(), first.fileno()])
+        first.close()
+        second.setblocking(False)
+        for _ in range(3):  # entry 5 is free
+            messages.send(master, tunnels.Ping())
+            made.turn(0.0)
+        assert second.recv(1) == b""
+
+
+def test_it_says_that_it_is_there(keeper: tuple[Keeper, socket.socket, socket.socket]) -> None:
+    made, master, _ = keeper
+    messages.send(master, tunnels.Ping())
+    made.turn(0.0)
+    received = tunnels.receive_from_keeper(master)
+    assert received is not None and received[0] == tunnels.Pong()
+
+
+def test_a_master_that_dies_while_it_asks_is_no_fault(
+    keeper: tuple[Keeper, socket.socket, socket.socket],
+) -> None:
+    made, master, _ = keeper
+    messages.send(master, tunnels.Ping())
+    master.close()
+    for _ in range(3):
+        made.turn(0.0)
+    assert not made.running

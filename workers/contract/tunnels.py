@@ -175,10 +175,18 @@ class Leave(Message, frozen=True, kw_only=True):
     """Close everything and exit."""
 
 
+class Ping(Message, frozen=True, kw_only=True):
+    """Say that your loop runs."""
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    """It does."""
+
+
 Handover = Offer | Ready | Go | Done | End
 Keeping = Hold | Drop | Reclaim | Back | BackEnd
-ToKeeper = Attend | Settle | Leave
-FromKeeper = Settled | KeeperReady
+ToKeeper = Attend | Settle | Leave | Ping
+FromKeeper = Settled | KeeperReady | Pong
 
 _handover: msgspec.msgpack.Decoder[Handover] = msgspec.msgpack.Decoder(Handover)
 _keeping: msgspec.msgpack.Decoder[Keeping] = msgspec.msgpack.Decoder(Keeping)
