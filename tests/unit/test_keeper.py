@@ -27,11 +27,11 @@ from workers.contract.entries import State
 from workers.contract.messages import Keep, Reclaimed
 from workers.contract.snapshot import WebSocketSpec
 from workers.core.frames import FrameTracker
-from workers.io import closing, estate, keeping, pipe, reclaiming, tunnel
+from workers.io import closing, estate, keeping, pipe, reclaiming, shelves, tunnel
 
 # Every n-th step; all of them (some minutes) with LB_EVERY_STEP=1.
 STRIDE = 1 if os.environ.get("LB_EVERY_STEP") else 61
-_TRACED = {module.__file__ for module in (pipe, keeping, estate, tunnel, closing, reclaiming)}
+_TRACED = {module.__file__ for module in (pipe, keeping, shelves, estate, tunnel, closing, reclaiming)}
 FRAME = ws.frame(b"balancer", ws.PING, masked=True)
 
 
@@ -142,6 +142,14 @@ class Play:
         self._push()
         self.site.turn()
         self.keeper.keeper.turn(0)
+
+    def block(self) -> None:
+        """Relays until the server takes no more of the client's words."""
+        for _ in range(100):
+            self.turn()
+            if self.tunnel.from_client.out:
+                return
+        raise AssertionError("the server takes everything")
 
     def die(self) -> None:
         """The worker is gone; a successor takes over."""
@@ -360,6 +368,37 @@ def test_killed_at_any_step(case: str) -> None:
             play.close()
         at += STRIDE
     assert kills > 5
+
+
+def test_what_waits_is_inherited_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No successor needs room for what its predecessor had; what nobody has any more takes no memory."""
+    monkeypatch.setattr(shelves, "SHELVES", 1)
+    play = Play(4096)
+    try:
+        play.say(play.client, frames(200_000))
+        for _ in range(3):
+            play.block()
+            assert play.tunnel.crash_safe
+            play.die()
+        play.finish()
+        assert play.heard[play.server] == play.said[play.client]
+        before = os.fstat(play.site.ledger.fd).st_blocks
+        play.die()
+        assert os.fstat(play.site.ledger.fd).st_blocks < before
+    finally:
+        play.close()
+
+
+def test_bytes_for_which_no_shelf_is_free_are_not_called_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelves, "SHELVES", 0)
+    play = Play(4096)
+    try:
+        assert play.tunnel.crash_safe
+        play.say(play.client, frames(200_000))
+        play.block()
+        assert not play.tunnel.crash_safe
+    finally:
+        play.close()
 
 
 # --- and while it closes a tunnel politely ---------------------------------------------------------------

@@ -168,9 +168,9 @@ class Area:
         at = base * CELL + RECORD_AT
         return self.memory[at : at + size]
 
-    def clear_shelf(self, shelf: int) -> None:
-        """Gives the memory of a shelf back to the system."""
-        self.shelves.madvise(mmap.MADV_REMOVE, shelf * BUFFER, BUFFER)
+    def clear_shelves(self, first: int, count: int) -> None:
+        """Gives the memory of so many shelves back to the system."""
+        self.shelves.madvise(mmap.MADV_REMOVE, first * BUFFER, count * BUFFER)
 
 
 def _pages(size: int) -> int:

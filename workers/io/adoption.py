@@ -41,6 +41,7 @@ MAX_STAND_INS: Final = 256
 _BASES: Final = int(EntryCell.CLIENT_READ)
 
 Row = tuple[int, int]  # slot and owner
+Bytes = bytes | memoryview
 
 
 class NotAdopted(ValueError):
@@ -97,7 +98,7 @@ def followed(tracker: FrameTracker) -> StreamRecord:
 
 
 def adopt(
-    worker: Worker, record: TunnelRecord, client_fd: int, server_fd: int, waiting: tuple[bytes, bytes]
+    worker: Worker, record: TunnelRecord, client_fd: int, server_fd: int, waiting: tuple[Bytes, Bytes]
 ) -> Tunnel:
     """A tunnel as `record` says, on these descriptors, which are its own from now on; `waiting` is what the
     server and the client are still to be sent, the client's stream first. Nothing is relayed or counted
@@ -137,7 +138,7 @@ def _sockets(*fds: int) -> list[RawSocket]:
     return found
 
 
-def _restore(pipe: Pipe, stream: StreamRecord, waiting: bytes) -> None:
+def _restore(pipe: Pipe, stream: StreamRecord, waiting: Bytes) -> None:
     pipe.position = stream.position
     pipe.told_bytes = stream.position - stream.untold
     pipe.shift = stream.shift

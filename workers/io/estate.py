@@ -40,7 +40,7 @@ class Stream(NamedTuple):
     are the last."""
 
     record: StreamRecord
-    unsent: bytes
+    unsent: bytes | memoryview  # on its shelf
     last: bool
 
 
@@ -108,7 +108,7 @@ class Estate:
         account, shelf = self._account(at)
         unsent = recovery.unsent(read, written, account, -1, 0)
         start = shelf * BUFFER
-        data = self._area.shelves[start + unsent.start : start + unsent.end] if unsent.end else b""
+        data = memoryview(self._area.shelves)[start + unsent.start : start + unsent.end]
         tracker = recovery.frames_at(read, *self._frame(at))
         record = StreamRecord(
             position=read,

@@ -12,20 +12,15 @@ import time
 from _socket import socket as RawSocket
 from array import array
 from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import messages
 from workers.contract.cells import WorkerCell
 from workers.contract.entries import (
-    BUFFER,
     FRAME_LOST,
-    LAST,
     MAX_RECORD,
     POSITION_BITS,
-    SHELVES,
-    AccountCell,
     DirectionCell,
     EntryCell,
     HeadCell,
@@ -36,6 +31,7 @@ from workers.contract.tunnels import Drop, Hold
 from workers.core.frames import FrameTracker
 from workers.io import records, tcpinfo
 from workers.io.estate import put_frame
+from workers.io.shelves import Shelves
 
 if TYPE_CHECKING:
     from workers.io.pipe import Pipe
@@ -45,9 +41,6 @@ if TYPE_CHECKING:
 YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
 _BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
 _PER_TICK: Final = 512  # tunnels that come onto the ledger in one tick, about 20 ms of work
-_SPARE: Final = 16  # shelves that are kept in memory for the next one
-_ACCOUNTS: Final = (int(DirectionCell.FIRST), int(DirectionCell.SECOND))
-_ACCOUNT: Final = int(DirectionCell.ACCOUNT)
 _FRAME: Final = int(DirectionCell.FRAME)
 _SAFE: Final = int(WorkerCell.SAFE)
 
@@ -62,19 +55,15 @@ class Keeping:
         self.relay = memoryview(area.buffer)
         self.mark = area.cells[area.head : area.head + 1]
         self.channel: socket.socket | None = None  # to the keeper
-        self._shelves = memoryview(area.shelves)
         self._young: deque[Tunnel] = deque()
         self._unheld: dict[int, Tunnel] = {}  # by entry: on the ledger, and not with the keeper yet
         self._held: set[int] = set()  # entries that the keeper has
         self._undropped: deque[int] = deque()
         self._used = int(area.cells[area.head + HeadCell.USED])
-        self._free_shelves: list[int] = []
-        self._warm = 0  # how many of those, at the end, still have memory
-        self._fresh_shelf = 0
-        # Entries and shelves of a predecessor, until the keeper has said which are given back.
+        # Entries of a predecessor, until the keeper has said which are given back.
         self.inherited = {index for index in range(self._used) if area.state(index) != State.FREE}
         self._free = [index for index in range(self._used - 1, -1, -1) if index not in self.inherited]
-        self._taken_shelves = {shelf for index in self.inherited for shelf in self._shelves_of(index)}
+        self.shelves = Shelves(area, self.inherited)
 
     # --- the keeper ----------------------------------------------------------------------------------
 
@@ -198,6 +187,8 @@ class Keeping:
         cells[base + EntryCell.CLOSING] = 0
         cells[2 * entry + 1] = time.monotonic_ns()
         self._begin(tunnel, entry)
+        for pipe in (tunnel.from_client, tunnel.from_server):
+            pipe.put(pipe.out)
         cells[2 * entry] = State.HELD if giver is None else State.COMING
         self._unheld[entry] = tunnel
         return True
@@ -218,7 +209,7 @@ class Keeping:
         self.worker.slab.cells[_SAFE] += tunnel.settings.crash_safe
 
     def _begin(self, tunnel: Tunnel, entry: int) -> None:
-        """Gives the directions of `tunnel` their places on `entry`, and accounts for where they stand."""
+        """Gives the directions of `tunnel` their places on `entry`."""
         base = self.area.entry(entry)
         for direction, (pipe, at) in enumerate(
             ((tunnel.from_client, EntryCell.CLIENT), (tunnel.from_server, EntryCell.SERVER))
@@ -231,7 +222,6 @@ class Keeping:
                 self.cells[pipe.account + _FRAME] = FRAME_LOST
             else:
                 self.note_frame(pipe, pipe.tracker)
-            pipe.put(pipe.out)
         tunnel.entry = entry
 
     def release(self, tunnel: Tunnel, state: State = State.FREE) -> None:
@@ -250,7 +240,7 @@ class Keeping:
         for pipe in (tunnel.from_client, tunnel.from_server):
             if pipe.shelf >= 0:
                 pipe.out = bytes(pipe.out)
-                self.unshelve(pipe)
+                self.shelves.clear(pipe)
             pipe.account = 0
             pipe.position = pipe.total
         if state is State.FREE:
@@ -289,79 +279,13 @@ class Keeping:
         if tunnel.entry >= 0:
             self.cells[self.area.entry(tunnel.entry) + EntryCell.CLOSING] = code
 
-    def shelve(self, pipe: Pipe, data: bytes | memoryview) -> bytes | memoryview:
-        """Accounts for `data` as all that waits in `pipe`, and returns it as it is kept: on a shelf, where
-        there is one; a tunnel without is closed, should the worker die now."""
-        former = pipe.shelf
-        kept: bytes | memoryview = b""
-        shelf = -1
-        size = len(data)
-        if size:
-            shelf = self._take_shelf() if size <= BUFFER and pipe.position != pipe.total else -1
-            if shelf < 0:
-                kept = bytes(data)
-            else:
-                kept = self._shelves[shelf * BUFFER : shelf * BUFFER + size]
-                kept[:] = data
-        self._account(pipe, size if shelf >= 0 else 0, shelf)
-        pipe.shelf = shelf
-        if former >= 0:
-            self._give_shelf(former)
-        return kept
-
-    def restate(self, pipe: Pipe) -> None:
-        """Accounts for where `pipe` stands now; what waits lies where it lay."""
-        account = pipe.account
-        size = self.cells[account + _ACCOUNTS[self.cells[account + _ACCOUNT]] + AccountCell.SIZE]
-        self._account(pipe, size if pipe.shelf >= 0 else 0, pipe.shelf)
-
-    def _account(self, pipe: Pipe, size: int, shelf: int) -> None:
-        cells, account = self.cells, pipe.account
-        other = 1 - cells[account + _ACCOUNT]
-        at = account + _ACCOUNTS[other]
-        cells[at + AccountCell.POSITION] = pipe.total | LAST if pipe.closed else pipe.total
-        cells[at + AccountCell.SHIFT] = pipe.shift
-        cells[at + AccountCell.SIZE] = size
-        cells[at + AccountCell.SHELF] = shelf
-        cells[account + _ACCOUNT] = other
-
-    def unshelve(self, pipe: Pipe) -> None:
-        """What waited in `pipe` was sent, or is kept elsewhere."""
-        account = pipe.account
-        self.cells[account + _ACCOUNTS[self.cells[account + _ACCOUNT]] + AccountCell.SIZE] = 0
-        self._give_shelf(pipe.shelf)
-        pipe.shelf = -1
-
-    def _take_shelf(self) -> int:
-        if self._free_shelves:
-            self._warm = max(0, self._warm - 1)
-            return self._free_shelves.pop()
-        while self._fresh_shelf < SHELVES:
-            self._fresh_shelf += 1
-            if self._fresh_shelf - 1 not in self._taken_shelves:
-                return self._fresh_shelf - 1
-        return -1
-
-    def _give_shelf(self, shelf: int) -> None:
-        if self._warm < _SPARE:
-            self._warm += 1
-            self._free_shelves.append(shelf)
-        else:
-            self.area.clear_shelf(shelf)
-            self._free_shelves.insert(0, shelf)
-
     # --- what a predecessor left ---------------------------------------------------------------------
-
-    def _shelves_of(self, entry: int) -> Iterator[int]:
-        base = self.area.entry(entry)
-        for at in (base + EntryCell.CLIENT, base + EntryCell.SERVER):
-            account = at + _ACCOUNTS[self.cells[at + _ACCOUNT] & 1]
-            if self.cells[account + AccountCell.SIZE] > 0:
-                yield int(self.cells[account + AccountCell.SHELF])
 
     def take_back(self, tunnel: Tunnel, entry: int) -> None:
         """`tunnel` goes on where the predecessor's at `entry` stood; the keeper has it already."""
         self._begin(tunnel, entry)
+        for pipe in (tunnel.from_client, tunnel.from_server):
+            self.shelves.take_back(pipe)
         self._told(tunnel)
         self.inherited.discard(entry)
 
@@ -377,7 +301,4 @@ class Keeping:
             self.cells[2 * entry] = State.FREE
             self._free.append(entry)
         self.inherited = set()
-        for shelf in self._taken_shelves:
-            if shelf < self._fresh_shelf:
-                self._give_shelf(shelf)
-        self._taken_shelves = set()
+        self.shelves.end_inheritance()

@@ -186,7 +186,7 @@ class Pipe:
 
     def put(self, data: bytes | memoryview) -> None:
         """Makes `data` what waits, on the ledger too. Nothing else may be received before this."""
-        self.out = self.worker.keeping.shelve(self, data) if self.account else bytes(data)
+        self.out = self.worker.keeping.shelves.put(self, data) if self.account else bytes(data)
 
     def send(self, data: bytes | memoryview) -> None:
         """Sends `data`, which was received, behind what waits."""
@@ -236,7 +236,7 @@ class Pipe:
         """What goes on has ended with the Close that passed last."""
         self.closed = True
         if self.account:
-            self.worker.keeping.restate(self)
+            self.worker.keeping.shelves.restate(self)
 
     def give_up(self) -> None:
         """The sink is to be sent nothing any more, not even what waits."""
@@ -282,7 +282,7 @@ class Pipe:
         """Nothing waits any more."""
         self.out = b""
         if self.shelf >= 0:
-            self.worker.keeping.unshelve(self)
+            self.worker.keeping.shelves.clear(self)
 
     # --- reading, or not -----------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Tunnel:
     @property
     def crash_safe(self) -> bool:
         """Whether it outlives its worker with every byte that is in flight."""
-        return self.settings.crash_safe and self.worker.keeping.holds(self)
+        shelved = all(pipe.shelf >= 0 or not pipe.out for pipe in (self.from_client, self.from_server))
+        return self.settings.crash_safe and self.worker.keeping.holds(self) and shelved
 
     def begin(self, early: bytes, rest: bytes) -> None:
         """Starts relaying; `early` and `rest` are what client and server sent behind their heads."""
