@@ -55,7 +55,8 @@ def start(
     balancer: StartBalancer, upstream: StartUpstream, door: Door, workers: int = 1, **admission: int
 ) -> LoadBalancer:
     pool = {"sticky": {"cookie": "lb"}, "admission": admission}
-    return balancer(settings([upstream(door).address], workers=workers, pool=pool))
+    drain = {"hard_stop": "30s"}
+    return balancer(settings([upstream(door).address], workers=workers, pool=pool, drain=drain))
 
 
 def knock(lb: LoadBalancer, stack: ExitStack, target: str = "/", **headers: str) -> RawClient:
@@ -278,6 +279,51 @@ def test_a_worker_that_stops_sends_those_who_wait_elsewhere(
     assert all(answer.header("connection") == "close" for answer in refused)
     lb.wait_access(len(refused), reason="shutting_down")
     gauges.wait(admission=0)
+
+
+@pytest.mark.parametrize(("how", "storm"), [("fewer workers", 60), ("upgrade", 120)])
+def test_a_worker_that_others_follow_admits_all_who_wait(
+    how: str, storm: int, balancer: StartBalancer, upstream: StartUpstream, door: Door, clients: ExitStack
+) -> None:
+    lb = start(balancer, upstream, door, workers=2, rate=20, burst=2, queue=200)
+    gauges = Gauges(lb)
+    lb.wait_control()
+    before = time.monotonic()
+    asked = [knock(lb, clients) for _ in range(storm)]
+    eventually(lambda: gauges.read()["admission"] >= storm - 20, "they wait")
+    if how == "upgrade":
+        assert lb.command("upgrade", "-c", str(lb.file)).returncode == 0
+    else:
+        lb.send_signal(signal.SIGTTOU)
+    for client in asked:
+        assert client.read_response().status == 101
+        # Who is new or leaves has a burst of its own, the rate is that of all.
+        assert len(door.came) <= 3 * 2 + 4 + 20 * (time.monotonic() - before)
+    assert gauges.count_of_pools(PoolCell.ADMISSION_REFUSED) == 0
+    late = knock(lb, clients)
+    assert late.read_response().status == 101
+
+
+def test_who_still_waits_when_the_worker_must_go_is_told(
+    balancer: StartBalancer, upstream: StartUpstream, door: Door, clients: ExitStack
+) -> None:
+    admission = {"rate": 1, "burst": 1, "queue": 200}
+    pool = {"sticky": {"cookie": "lb"}, "admission": admission}
+    drain = {"hard_stop": "4s"}
+    lb = balancer(settings([upstream(door).address], workers=2, pool=pool, drain=drain))
+    gauges = Gauges(lb)
+    asked = [knock(lb, clients) for _ in range(40)]
+    eventually(lambda: gauges.read()["admission"] >= 35, "they wait")
+    lb.send_signal(signal.SIGTTOU)
+    left = lb.wait_access(5, reason="shutting_down")
+    assert all(line["status"] == 503 for line in left)
+    set_rate(lb, rate=1000, burst=100, queue=200)
+    answers = [client.read_response() for client in asked]
+    refused = [answer for answer in answers if answer.status == 503]
+    assert {answer.status for answer in answers} == {101, 503}
+    assert all(answer.header("connection") == "close" for answer in refused)
+    # They got their answers towards the end of the time: some had their turn before.
+    assert min(line["duration"] for line in left) > 1.5
 
 
 def test_nobody_waits_for_ever_behind_returners(

@@ -53,6 +53,16 @@ def test_without_a_rate_there_is_nothing_to_wait_for() -> None:
     assert made.wait() == math.inf
 
 
+def test_what_runs_dry_gives_what_it_has() -> None:
+    made = bucket(1.0, 3.0)
+    assert made.take(0.0)
+    made.run_dry(0.5)
+    assert [made.take(1000.0) for _ in range(3)] == [True, True, False]
+    assert made.wait() == math.inf
+    made.fit(1.0, 3.0, 1000.0)
+    assert made.take(1001.0)
+
+
 def test_a_clock_that_stands_still_gives_nothing() -> None:
     made = bucket(1.0, 1.0)
     assert made.take(0.0)
@@ -92,16 +102,33 @@ class Peers:
         self.waiting = [0] * workers
         self.published = [0] * workers
         self.admitted = 0
+        self.left: set[int] = set()
         for number in range(workers):
             self.tick(number, 0.0)
             self.buckets[number].fill_up()
 
     def tick(self, number: int, now: float) -> None:
         self.published[number] = self.waiting[number]
-        others = [count for other, count in enumerate(self.published) if other != number]
         share = self.shares[number]
+        others = [
+            count
+            for other, count in enumerate(self.published)
+            if other != number and (count or other not in self.left)
+        ]
         share.look(self.waiting[number], others)
-        self.buckets[number].fit(self.rate * share.part, burst_share(self.burst, share.part), now)
+        self.fit(number, now)
+
+    def fit(self, number: int, now: float) -> None:
+        part = self.shares[number].part
+        if part:
+            self.buckets[number].fit(self.rate * part, burst_share(self.burst, part), now)
+        else:
+            self.buckets[number].run_dry(now)
+
+    def leave(self, number: int, now: float) -> None:
+        self.left.add(number)
+        self.shares[number].leave()
+        self.fit(number, now)
 
     def come(self, number: int, count: int, now: float) -> None:
         for _ in range(count):
@@ -139,6 +166,47 @@ def test_all_workers_together_keep_the_rate_and_the_queue(
             assert sum(share.part for share in peers.shares) <= 1 + 1e-9
             # (One that grows as another one shrinks may be seen late: by a few in a hundred.)
             assert sum(peers.waiting) <= (places * 1.05 + workers if places else 0)
+
+
+@settings(max_examples=60)
+@given(
+    workers=st.integers(2, 8),
+    rate=st.sampled_from([50.0, 3000.0]),
+    burst=st.sampled_from([10, 500]),
+    arrivals=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2000)), max_size=40),
+    leaves=st.integers(0, 40),
+    leaving=st.integers(1, 7),
+)
+def test_those_that_leave_with_a_queue_have_their_part_of_the_rate(
+    workers: int, rate: float, burst: int, arrivals: list[tuple[int, int]], leaves: int, leaving: int
+) -> None:
+    """All but one may leave, as in an upgrade; handshakes may still come to them."""
+    peers = Peers(workers, rate, burst, 5000)
+    now = 0.0
+    for step, (where, count) in enumerate(arrivals):
+        for number in range(workers):
+            now += 0.1 / workers
+            if step == leaves and 0 < number <= leaving:
+                peers.leave(number, now)
+            peers.tick(number, now)
+            peers.come(where % workers, count // workers, now)
+            peers.serve(number, now)
+            # What those that left had saved may be used as well.
+            assert peers.admitted <= 2 * burst + 2 * workers + rate * now + 1e-6
+            assert sum(share.part for share in peers.shares) <= 1 + 1e-9
+
+
+def test_one_that_leaves_has_a_part_as_long_as_some_wait() -> None:
+    share = Share()
+    share.look(3, [0])
+    share.leave()  # the others don't know yet that three wait
+    assert share.part == 0.0
+    share.look(3, [0])
+    assert share.part == 0.8
+    share.look(1, [0])
+    assert share.part == pytest.approx(2 / 3)
+    share.look(0, [0])
+    assert share.part == 0.0
 
 
 def test_who_has_more_waiting_gets_more() -> None:

@@ -38,6 +38,11 @@ class Bucket:
         self._burst = burst
         self._tokens = min(self._tokens, burst)
 
+    def run_dry(self, now: float) -> None:
+        """No more tokens come until the next `fit`; those that are there may be taken."""
+        self._fill(now)
+        self._rate = 0.0
+
     def fill_up(self) -> None:
         """Gives it all tokens that it holds: what a start may let through at once."""
         self._tokens = self._burst
@@ -65,19 +70,32 @@ class Bucket:
 class Share:
     """A worker's share of totals that hold for all. `look` once a tick, and publish `waiting` before it."""
 
-    __slots__ = ("_others", "_published", "_waiting", "part")
+    __slots__ = ("_leaving", "_others", "_published", "_waiting", "part")
 
     def __init__(self) -> None:
+        self._leaving = False
         self._published = 0
         self._waiting = 0  # the lower of the last two that were published
         self._others: tuple[int, ...] = ()
-        self.part = 1.0  # of the rate and the burst; above 0
+        self.part = 1.0  # of the rate and the burst; above 0, but for one that leaves
 
     def look(self, waiting: int, others: Collection[int]) -> None:
         """Takes in how many wait here (as published now) and with each of the other workers."""
         self._waiting = min(waiting, self._published)
         self._published = waiting
         self._others = tuple(others)
+        self._divide()
+
+    def leave(self) -> None:
+        """This worker is leaving. The others count it for as long as it publishes that some wait, so without
+        them it has no part."""
+        self._leaving = True
+        self._divide()
+
+    def _divide(self) -> None:
+        if self._leaving and not self._waiting:
+            self.part = 0.0
+            return
         own = self._waiting + 1
         self.part = own / (own + sum(self._others) + len(self._others))
 

@@ -79,7 +79,7 @@ class Admission:
             self._count(_ADMITTED)
             exchange.dispatch()
             return
-        if self.worker.stopping:
+        if not self.worker.admits:
             self.refuse(exchange, errors.SHUTTING_DOWN)
             return
         returns = self.pool.knows(exchange)
@@ -107,7 +107,7 @@ class Admission:
         self.refuse(exchange, errors.ADMISSION_TIMEOUT)
 
     def stop(self, exchange: Exchange) -> None:
-        """The worker is stopping: it is refused, and will find another one."""
+        """Its worker's time is over: it is refused, and will find another one."""
         self.leave(exchange)
         self._publish()
         self.refuse(exchange, errors.SHUTTING_DOWN)
@@ -141,11 +141,18 @@ class Admission:
             [
                 int(cells[place])
                 for cells in siblings
-                # Those that take connections, or will in a moment.
-                if cells[_HEARTBEAT] > oldest and (cells[_LISTENERS] or not cells[_GENERATION])
+                # Those that take connections, or will in a moment, or leave when their queue is empty.
+                if cells[_HEARTBEAT] > oldest
+                and (cells[_LISTENERS] or not cells[_GENERATION] or cells[place])
             ],
         )
         self._fit(spec)
+
+    def withdraw(self) -> None:
+        """The worker is leaving: who waits goes on as before, at a share that ends with the queue."""
+        self._share.leave()
+        if self.spec is not None:
+            self._fit(self.spec)
 
     def _publish(self) -> None:
         if self.spec is not None:
@@ -153,7 +160,10 @@ class Admission:
 
     def _fit(self, spec: AdmissionSpec) -> None:
         part = self._share.part
-        self._bucket.fit(spec.rate * part, burst_share(spec.burst, part), time.monotonic())
+        if part:
+            self._bucket.fit(spec.rate * part, burst_share(spec.burst, part), time.monotonic())
+        else:
+            self._bucket.run_dry(time.monotonic())
 
     def _arm(self) -> None:
         """Comes back when there is a token; where that is later than the next tick, the tick does."""

@@ -348,11 +348,14 @@ class Client(Endpoint):
     def stop(self, hurried: bool = True) -> None:
         """The worker is stopping: an idle connection gets a moment for the request that may be on its way
         (the answer says `Connection: close`), one that was just accepted its usual time for the first."""
+        if self._idle and self.served:
+            self.expect(LAST_REQUEST if hurried else LAST_REQUEST_UNHURRIED)
+
+    def stop_waiting(self) -> None:
+        """Nobody waits for admission any more."""
         exchange = self.exchange
         if exchange is not None and exchange.queued is not None:
             exchange.queued.stop(exchange)
-        if self._idle and self.served:
-            self.expect(LAST_REQUEST if hurried else LAST_REQUEST_UNHURRIED)
 
     @property
     def _idle(self) -> bool:

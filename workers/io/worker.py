@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
+# So long before its end a worker refuses who still waits for admission: the answer is to arrive.
+_LAST_ANSWERS: Final = 1.0
 
 
 class Worker:
@@ -74,7 +76,7 @@ class Worker:
         # What tunnels receive into, and where they write down from which position on (see `pipe`).
         self.relay = self.keeping.relay
         self.mark = self.keeping.mark
-        self._reclaims = False  # whether a predecessor's tunnels are to be asked for, once all is ready
+        self._reclaiming = Reclaiming(self)
         self.random_bits = random.Random().getrandbits
         self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
@@ -88,6 +90,7 @@ class Worker:
         self.acceptors: list[Acceptor] = []
         self.journal: Journal | None = None
         self.stopping = False
+        self.admits = True  # whether handshakes may wait for their admission
         self._deadline = NEVER
         self._siblings: list[memoryview] = []
         self._tick_at = self.now
@@ -253,7 +256,7 @@ class Worker:
             case messages.Stop(grace=grace, hand_over=hand_over):
                 self.stop(grace, hand_over=hand_over)
             case messages.Keep(reclaim=reclaim):
-                self._keep(fds, reclaim)
+                self._reclaiming.attend(socket.socket(fileno=fds[0]), reclaim=reclaim)
             case messages.Give():
                 self.handovers.give(message, fds)
             case messages.Take():
@@ -266,18 +269,6 @@ class Worker:
                 self.say(tunnel_desk.move(self, message))
             case _:
                 self.log.error("message that a worker does not know", message=type(message).__name__)
-
-    def _keep(self, fds: list[int], reclaim: bool) -> None:
-        """The way to the keeper, or to its successor."""
-        channel = socket.socket(fileno=fds[0])
-        self.keeping.use(channel)
-        self._reclaiming = Reclaiming(self, channel)
-        if not reclaim:
-            self.keeping.end_inheritance()
-        elif self.current is not None:
-            self._reclaiming.ask()
-        else:
-            self._reclaims = True
 
     def _prepare(self, generation: int) -> None:
         self._abort_prepared()
@@ -314,9 +305,7 @@ class Worker:
         cells[WorkerCell.GENERATION] = generation
         cells[WorkerCell.LISTENERS] = len(self.acceptors)
         self.say(messages.Committed(generation=generation))
-        if self._reclaims:
-            self._reclaims = False
-            self._reclaiming.ask()
+        self._reclaiming.serve()
 
     def _set_journal(self, prepared: Prepared) -> None:
         spec = prepared.snapshot.access_log
@@ -362,7 +351,8 @@ class Worker:
     def stop(self, grace: float, *, hand_over: bool = False, late: bool = False) -> None:
         """Accepts what is queued and nothing more, ends what is in flight, closes tunnels politely, and
         leaves after `grace` seconds at the latest. With `hand_over` only tunnels that can't be handed over
-        are closed, with `late` all only when it is time. A second call changes the grace."""
+        are closed, and who waits for admission goes on to; with `late` all are closed only when it is time.
+        A second call changes the grace."""
         self._deadline = time.monotonic() + grace
         if not self.stopping:
             self.stopping = True
@@ -372,12 +362,30 @@ class Worker:
             self.slab.cells[WorkerCell.LISTENERS] = 0
             for client in tuple(self.clients):
                 client.stop(hurried=not hand_over)
+            if hand_over:
+                self._withdraw()
+        if not hand_over:
+            self._end_admission()
         if grace > 0:
             self.pacer.leave(grace, hand_over=hand_over, late=late)
         self._look_for_end(time.monotonic())
 
+    def _withdraw(self) -> None:
+        pools = self.current.pools.values() if self.current is not None else ()
+        for pool in pools:
+            if pool.admission is not None:
+                pool.admission.withdraw()
+
+    def _end_admission(self) -> None:
+        if self.admits:
+            self.admits = False
+            for client in tuple(self.clients):
+                client.stop_waiting()
+
     def _look_for_end(self, now: float) -> None:
         late = now >= self._deadline
+        if now >= self._deadline - _LAST_ANSWERS:
+            self._end_admission()
         if late:
             self.handovers.abort("the worker stops")
             for tunnel in tuple(self.tunnels.values()):
