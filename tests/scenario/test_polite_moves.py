@@ -119,6 +119,33 @@ def test_a_drain_goes_on_when_its_worker_dies(balancer: StartBalancer, crowd: Cr
     eventually(lambda: tunnels(lb) == 200 and paced(lb) == 0, "the figures say so, too")
 
 
+def held(lb: LoadBalancer) -> int:
+    return sum(int(worker["tunnels_held"]) for worker in lb.status()["workers"])
+
+
+@pytest.mark.parametrize("young", [False, True])
+def test_an_order_outlives_the_worker_that_got_it(balancer: StartBalancer, crowd: Crowd, young: bool) -> None:
+    """Also where it got it before the tunnels were on the ledger."""
+    lb = started(balancer, crowd, "a", workers=1)
+    crowd.join(lb.address, 60)
+    if not young:
+        eventually(lambda: held(lb) == 60, "all would outlive their worker")
+    start = time.monotonic()
+    command = lb.command("tunnels", "close", "--all", "--spread", "5s", "--code", "4001", "-c", str(lb.file))
+    assert command.returncode == 0, command.stderr
+    for _ in range(2):  # the successor's successor, too
+        eventually(lambda: crowd.ended() and 0 < held(lb) == crowd.open(), "some are closed, others held")
+        os.kill(lb.worker_pids()[0], signal.SIGKILL)
+        eventually(lambda: 0 < paced(lb) <= crowd.open() and held(lb), "the successor goes on")
+    eventually(lambda: crowd.open() == 0, "all are closed")
+    assert time.monotonic() - start > 4
+    assert crowd.codes() == {4001}
+    assert len(crowd.ended()) == 60
+    assert not any(life.reset for life in crowd.ended())
+    assert_even(crowd.ended(), start, spread=5.0, slack=2.5)
+    eventually(lambda: tunnels(lb) == 0 and paced(lb) == 0, "nobody is left")
+
+
 def test_closes_can_be_spread(balancer: StartBalancer, crowd: Crowd) -> None:
     lb = started(balancer, crowd, "a")
     crowd.join(lb.address, 200)

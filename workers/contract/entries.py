@@ -48,6 +48,8 @@ class EntryCell(enum.IntEnum):
     GIVER_ENTRY = 6  # ... the entry there ...
     GIVER_SERIAL = 7  # ... and its serial
     CLOSING = 8  # the code of our own Close; CLOSE_SEEN_* added whose answer has come. 0: not closing
+    ORDERED = 9  # the code with which somebody asked for the tunnel's end; 0: nobody did
+    ORDERED_AT = 10  # when that is due: CLOCK_MONOTONIC, ns
     CLIENT = 12  # DirectionCell, the client's stream
     SERVER = 28
     WIDTH = 48

@@ -7,7 +7,7 @@ for several, and each of them can be called off without the others.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Final, Generic, NamedTuple, TypeVar
 
 Cause = TypeVar("Cause", bound=Hashable)
@@ -74,9 +74,9 @@ class Timetable(Generic[Cause]):
         """Whether `key` is planned for `cause`."""
         return cause in self._planned.get(key, ())
 
-    def causes(self, key: int) -> Collection[Cause]:
-        """What the key is planned for."""
-        return self._planned.get(key, {}).keys()
+    def planned(self, key: int) -> Mapping[Cause, float]:
+        """What the key is planned for, and when."""
+        return self._planned.get(key, {})
 
     def plan(self, keys: Iterable[int], cause: Cause, at: Iterable[float]) -> None:
         """Plans each key for its time in `at`. A key that is planned for `cause` already keeps the earlier

@@ -7,6 +7,7 @@ take waits for the next tick. An entry is used again only after the keeper was t
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from _socket import socket as RawSocket
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from workers.io.worker import Worker
 
 YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET)
+_SHORTAGE: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
 _PER_TICK: Final = 512  # tunnels that come onto the ledger in one tick, about 20 ms of work
 _FRAME: Final = int(DirectionCell.FRAME)
@@ -134,9 +137,10 @@ class Keeping:
         except BlockingIOError:
             return False
         except OSError as error:
-            # The master starts another keeper, and says so.
-            self.worker.log.warning("the keeper can't be told about tunnels", error=error)
-            self.lose()
+            # Where it is gone, reading says so, behind what it may have given back. Anything else is a
+            # shortage of the moment: the descriptors on their way are counted for all processes of a user.
+            if error.errno not in (*_GONE, *_SHORTAGE):
+                self.worker.log.warning("the keeper can't be told about tunnels", error=error)
             return False
         return True
 
@@ -189,6 +193,7 @@ class Keeping:
         self._begin(tunnel, entry)
         for pipe in (tunnel.from_client, tunnel.from_server):
             pipe.put(pipe.out)
+        self.worker.pacer.note_order(tunnel)
         cells[2 * entry] = State.HELD if giver is None else State.COMING
         self._unheld[entry] = tunnel
         return True
@@ -295,10 +300,13 @@ class Keeping:
             self.inherited.remove(entry)
             self.free(entry)
 
-    def end_inheritance(self) -> None:
-        """Whatever the keeper did not give back is nobody's: its entries and shelves may be used."""
+    def end_inheritance(self) -> int:
+        """Whatever the keeper did not give back is nobody's: its entries and shelves may be used. Returns how
+        many tunnels that are."""
+        left = sum(self.cells[2 * entry] == State.HELD for entry in self.inherited)
         for entry in self.inherited:
             self.cells[2 * entry] = State.FREE
             self._free.append(entry)
         self.inherited = set()
         self.shelves.end_inheritance()
+        return left

@@ -7,7 +7,7 @@ worker's tick serves what is due, a bounded number in each turn of the loop. Why
 What follows from a state is looked up rather than remembered, so that a crashed worker's successor goes on
 with it: servers that are to be emptied stand on the scoreboard (`StateCell.EMPTY_BY`), servers and routes
 that are gone are those that the configuration has not. New tunnels, adopted ones among them, are held against
-both.
+both. What somebody asked for is no state, and stands on the ledger beside the tunnel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workers.contract.cells import NANOSECONDS, StateCell, WorkerCell
+from workers.contract.entries import EntryCell
 from workers.contract.snapshot import DrainSpec, Snapshot
 from workers.core.pacing import Timetable, times, window
 from workers.io.closing import PATIENCE, close_politely
@@ -73,8 +74,8 @@ class Pacer:
         return number in self._timetable
 
     def is_ordered(self, number: int) -> bool:
-        """Whether somebody asked for this tunnel's end: no other worker knows of that."""
-        return any(cause.why == "order" for cause in self._timetable.causes(number))
+        """Whether somebody asked for this tunnel's end: no other worker that lives knows of that."""
+        return any(cause.why == "order" for cause in self._timetable.planned(number))
 
     # --- planning ------------------------------------------------------------------------------------
 
@@ -98,7 +99,31 @@ class Pacer:
 
     def order(self, tunnels: Iterable[Tunnel], code: int, reason: str, spread: float) -> int:
         """Somebody asks for it."""
-        return self.plan(tunnels, Cause("order", code, reason), spread)
+        chosen = list(tunnels)
+        count = self.plan(chosen, Cause("order", code, reason), spread)
+        for tunnel in chosen:
+            self.note_order(tunnel)
+        return count
+
+    def note_order(self, tunnel: Tunnel) -> None:
+        """Puts down on the ledger what somebody asked for, where it is not done yet, for a successor."""
+        if tunnel.entry < 0:
+            return
+        keeping = self._worker.keeping
+        base = keeping.area.entry(tunnel.entry)
+        planned = self._timetable.planned(tunnel.number).items()
+        at, code = min(((at, cause.code) for cause, at in planned if cause.why == "order"), default=(0.0, 0))
+        keeping.cells[base + EntryCell.ORDERED_AT] = int(at * NANOSECONDS)
+        keeping.cells[base + EntryCell.ORDERED] = code
+
+    def go_on(self, tunnel: Tunnel) -> None:
+        """Plans what a predecessor was asked for. (Its reason in words is not on the ledger.)"""
+        keeping = self._worker.keeping
+        base = keeping.area.entry(tunnel.entry)
+        code = int(keeping.cells[base + EntryCell.ORDERED])
+        if code:
+            at = keeping.cells[base + EntryCell.ORDERED_AT] / NANOSECONDS
+            self._timetable.plan((tunnel.number,), Cause("order", code), (at,))
 
     def too_old(self, tunnel: Tunnel, max_age: float) -> None:
         """It has lived for `max_age` seconds: it closes soon, but not with all that are as old."""

@@ -11,7 +11,7 @@ import msgspec
 from workers.contract import messages
 from workers.contract.cells import MigrationReason, MigrationResult, WorkerCell
 from workers.contract.entries import CLOSE_CODE, EntryCell
-from workers.contract.messages import Reclaimed
+from workers.contract.messages import Message, Reclaimed
 from workers.contract.snapshot import DECODE_ERRORS
 from workers.contract.tunnels import Back, BackEnd, Reclaim, decode_record, receive_keeping
 from workers.core.recovery import Unproved
@@ -30,36 +30,71 @@ _CRASH: Final = int(WorkerCell.MIGRATIONS) + MigrationReason.CRASH * MigrationRe
 class Reclaiming:
     """The way to the keeper, as far as it is read: what comes back, and its end."""
 
-    def __init__(self, worker: Worker, channel: socket.socket) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._channel = channel
         self._estate = Estate(worker.keeping.area)
         self._restored = 0
         self._closed = 0
-        self._waiting = False  # for what the predecessor left
-        worker.loop.add_reader(channel.fileno(), self._on_readable)
+        self._serves = False
+        self._open = False  # whether the keeper has, or has said, what comes back
+        self._owes = False  # whether the master is to be told how that went
 
-    def ask(self) -> None:
-        """Asks for what the predecessor left. To be called once the configuration is served."""
-        self._waiting = True
+    def attend(self, channel: socket.socket, *, reclaim: bool) -> None:
+        """Uses the keeper behind `channel`; with `reclaim` it has what the predecessor left. A former keeper
+        is gone: what it gave back is here already, maybe unread."""
+        while self._open and self._hear():
+            pass
+        if self._open:
+            self._lost()
+        self._worker.keeping.use(channel)
+        self._worker.loop.add_reader(channel.fileno(), self._hear)
+        self._open = reclaim
+        self._owes = self._owes or reclaim
+        if not reclaim:
+            self._give_up_rest()
+        elif self._serves:
+            self._ask()
+
+    def serve(self) -> None:
+        """The configuration is served: what the predecessor left can be taken over."""
+        if self._serves:
+            return
+        self._serves = True
+        if self._open:
+            self._ask()
+        else:
+            self._report()
+
+    def _ask(self) -> None:
+        channel = self._worker.keeping.channel
+        assert channel is not None
         try:
-            messages.send(self._channel, Reclaim())
+            messages.send(channel, Reclaim())
         except OSError as error:
             self._worker.log.error("the predecessor's tunnels can't be asked for", error=error)
             self._lost()
 
-    def _on_readable(self) -> None:
+    def _hear(self) -> bool:
+        """Takes in one message, if there is one; whether there may be more."""
+        channel = self._worker.keeping.channel
+        assert channel is not None
         try:
-            received = receive_keeping(self._channel)
+            received = receive_keeping(channel)
         except BlockingIOError:
-            return
+            return False
+        except ConnectionResetError:
+            # It died before it had read all. That is told once, before what it had said itself (unix(7)).
+            return True
         except OSError as error:
             self._worker.log.error("the keeper can't be heard", error=error)
             received = None
         if received is None:
             self._lost()
-            return
-        message, fds = received
+            return False
+        self._obey(*received)
+        return True
+
+    def _obey(self, message: Message, fds: list[int]) -> None:
         match message:
             case Back(entries=entries):
                 pairs = iter(fds)
@@ -68,7 +103,9 @@ class Reclaiming:
             case BackEnd(lost=lost):
                 self._worker.slab.cells[_CRASH + MigrationResult.UNPROVED] += lost
                 self._closed += lost
-                self._end()
+                self._worker.keeping.end_inheritance()
+                self._open = False
+                self._report()
             case _:
                 self._worker.log.error(
                     "the keeper says what is not its to say", message=type(message).__name__
@@ -77,12 +114,21 @@ class Reclaiming:
     def _lost(self) -> None:
         """The keeper is gone, and with it what it had not given back yet."""
         self._worker.keeping.lose()
-        self._end()
+        self._open = False
+        self._give_up_rest()
 
-    def _end(self) -> None:
-        self._worker.keeping.end_inheritance()
-        if self._waiting:
-            self._waiting = False
+    def _give_up_rest(self) -> None:
+        """Nobody has the sockets of what the ledger has still of the predecessor."""
+        lost = self._worker.keeping.end_inheritance()
+        if lost:
+            self._worker.log.error("tunnels are lost with the keeper that held them", tunnels=lost)
+            self._worker.slab.cells[_CRASH + MigrationResult.UNPROVED] += lost
+            self._closed += lost
+        self._report()
+
+    def _report(self) -> None:
+        if self._owes and self._serves and not self._open:
+            self._owes = False
             self._worker.say(Reclaimed(restored=self._restored, closed=self._closed))
 
     # --- one tunnel ----------------------------------------------------------------------------------
@@ -111,6 +157,8 @@ class Reclaiming:
         adoption.enter(tunnel)
         if code and tunnel.open:
             close_on(tunnel, code & CLOSE_CODE, code & ~CLOSE_CODE)
+        elif tunnel.open:
+            worker.pacer.go_on(tunnel)
 
     def _restore(self, entry: int, client: RawSocket, server: RawSocket) -> Tunnel:
         up, down = self._estate.streams(entry, client, server)
