@@ -17,7 +17,7 @@ _TIMEOUT: Final = 180.0
 
 
 def upgrade(arguments: argparse.Namespace) -> int:
-    """`lb upgrade`: 0 when the new release serves, 1 when the old one still does."""
+    """`lb upgrade`: 0 when the new release serves what the file says, 1 when anything is otherwise."""
     if arguments.admin is not None and not address.is_command_socket(arguments.admin):
         print(
             f"lb: --admin {arguments.admin}: lb upgrade wants the command socket, unix:/path/command.sock",
@@ -50,5 +50,5 @@ def outcome_text(outcome: UpgradeOutcome, pid: int) -> str:
         head = f"upgraded from {outcome.before} to {outcome.after} in {outcome.seconds:.2f}s"
         return f"{head}; pid {pid} as before, the old workers leave when their connections have ended"
     if outcome.executed:
-        return f"the upgrade to {outcome.after} is not over: {outcome.error}"
+        return f"{outcome.after} has taken the place of {outcome.before}, but {outcome.error}"
     return f"upgrade failed, nothing has changed and {outcome.before} serves on: {outcome.error}"

@@ -131,7 +131,7 @@ class Master:
         self._takeover = Takeover(loop, heritage, instance, self._reloader)
         self._takeover.on_ready = self._taken_over
         self._takeover.on_late = self._late
-        self._upgrader.resume(heritage.state, self._takeover.adopt())
+        self._upgrader.resume(heritage.state, self._takeover.adopt(), heritage.trouble)
 
     def run(self) -> int:
         """Serves until it is told to stop. Returns the exit code."""
@@ -268,6 +268,8 @@ class Master:
         self._fleet.observer = self._reloader
         if self._upgrader.upgrading:  # not where it was told before that it takes too long
             self._upgrader.succeed()
+        if self._heritage is not None and self._heritage.trouble:
+            self._reloader.request()  # it was right a moment ago, it may be again
         self._reloader.open()
 
     def _late(self, why: str) -> None:

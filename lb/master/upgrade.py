@@ -64,6 +64,7 @@ class Upgrader:
         self._rest_by = 0.0
         self._before = self._after = ""
         self._executed = False  # whether this is the successor
+        self._lacking = ""  # what the successor can't do, though its workers serve
         self._closed = ""  # why none is possible any more
 
     @property
@@ -184,17 +185,20 @@ class Upgrader:
 
     # --- the end ---------------------------------------------------------------------------------------
 
-    def resume(self, state: UpgradeState, replies: list[Respond]) -> None:
-        """In the successor: goes on where the predecessor has executed it, with those who wait."""
+    def resume(self, state: UpgradeState, replies: list[Respond], trouble: str) -> None:
+        """In the successor: goes on where the predecessor has executed it, with those who wait. `trouble`
+        says why the configuration file is not what is served."""
         self.step = Step.EXECUTING
         self.report = state.upgrades
         self._began, self._before, self._after = state.began, state.version, self._instance.version
         self._replies = replies
         self._executed = True
+        if trouble:
+            self._lacking = f"it serves what was served before, the configuration can't be: {trouble}"
 
     def succeed(self) -> None:
-        """In the successor: the new workers serve."""
-        self._finish("")
+        """In the successor: the new workers serve, be it what was served before."""
+        self._finish(self._lacking)
 
     def fail_after(self, error: str) -> None:
         """In the successor: the new workers don't serve (yet)."""

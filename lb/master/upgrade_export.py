@@ -10,6 +10,7 @@ from lb.master.pidfile import PidFile
 from lb.master.reload import Step
 from lb.master.report import UpgradeReport
 from lb.master.services import Service
+from lb.master.upgrade_plan import deployed
 from lb.master.upgrade_state import (
     FORMAT,
     Command,
@@ -68,6 +69,7 @@ def export(instance: Instance, upgrades: UpgradeReport, began: float) -> Upgrade
         began=began,
         attempt=instance.reloader.attempt,
         compiled=compile_state(plan.state),
+        deployed=deployed(plan),
         discovery=plan.discovery,
         listeners=tuple(
             Listening(address=kept.address, fd=kept.socket.fileno(), home=kept.home, file=kept.file)

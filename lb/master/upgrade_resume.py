@@ -1,7 +1,8 @@
 """The successor's side of an upgrade: from descriptors and numbers back to a master that serves.
 
 It has the process, the descriptors and the children of its predecessor, and the signals are blocked until its
-handlers are there. The old workers serve on until the new ones, in slots of their own, all do.
+handlers are there, so nothing here waits. The old workers serve on until the new ones, in slots of their own,
+all do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import os
 import pathlib
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -25,11 +25,13 @@ from lb.master.listeners import Kept, Listeners
 from lb.master.loop import Loop
 from lb.master.observers import Observer
 from lb.master.pidfile import PidFile
+from lb.master.plan import Plan
 from lb.master.services import Service, Services
 from lb.master.spawn import Spawned
+from lb.master.transaction import Transaction
 from lb.master.upgrade_export import COMMAND
-from lb.master.upgrade_plan import next_plan
-from lb.master.upgrade_state import Listening, Process, unpack
+from lb.master.upgrade_plan import next_plan, served_plan
+from lb.master.upgrade_state import Listening, Process, StateError, unpack
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract.bells import Bells
 from workers.contract.errorlog import ErrorLog
@@ -38,13 +40,11 @@ from workers.contract.messages import Committed, Prepared, Refused
 from workers.contract.scoreboard import Scoreboard
 
 DEADLINE: Final = 60.0  # for the new workers; the old ones serve on whatever happens
-# The configuration was read by the trial a moment ago: what is wrong with it now may be right again soon.
-_PATIENCE: Final = 60.0
-_RETRY: Final = 1.0
 
 
 class Heritage:
-    """What the predecessor left, as objects."""
+    """What the predecessor left, as objects. `trouble` says why the configuration file can't be served,
+    though it could in the trial: what was served before still is, then."""
 
     def __init__(self, packed: int, log: ErrorLog) -> None:
         """Raises `StateError`, `ScoreboardError`, `LedgerError` or `StartError`."""
@@ -56,6 +56,7 @@ class Heritage:
         ledger = Ledger.attach(state.ledger)
         listeners = Listeners.inherited(_kept(listening) for listening in state.listeners)
         self.slots: tuple[int, ...] = ()
+        self.trouble = ""
         deployment = self._deployment(listeners, log)
         holdings = Holdings.inherited(
             listeners,
@@ -70,31 +71,25 @@ class Heritage:
         self.ground = Ground(state.started, self._board, Bells(*state.bells), ledger, holdings)
 
     def _deployment(self, listeners: Listeners, log: ErrorLog) -> Deployment:
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return self._try_deployment(listeners, log)
-            except (ConfigErrors, BindError, DeployError) as error:
-                log.error("the configuration can't be served, the old workers serve on", error=error)
-                if time.monotonic() > until:
-                    raise StartError(f"the configuration can't be served: {error}") from error
-            time.sleep(_RETRY)
+        try:
+            return self._deploy(next_plan(self.state, self._board), listeners, log)
+        except (ConfigErrors, BindError, DeployError) as error:
+            self.trouble = str(error)
+            log.error("the configuration can't be served, what was served before still is", error=error)
+        try:
+            return self._deploy(served_plan(self.state, self._board), listeners, log)
+        except (StateError, BindError, DeployError) as error:
+            raise StartError(f"{self.trouble}; and {error}") from error
 
-    def _try_deployment(self, listeners: Listeners, log: ErrorLog) -> Deployment:
-        plan = next_plan(self.state, self._board)
+    def _deploy(self, plan: Plan, listeners: Listeners, log: ErrorLog) -> Deployment:
         taken = {child.slot for child in self.state.children}
         free = [slot for slot in range(self._board.capacity.workers) if slot not in taken]
         self.slots = tuple(free[: plan.workers])
         if len(self.slots) < plan.workers:
             log.warning("leaving workers hold slots, reload again later", workers=len(self.slots))
-        staged = listeners.stage(list(plan.listener_names), self.slots)
-        try:
-            deployment = Deployment(plan)
-        except DeployError:
-            listeners.abort(staged)
-            raise
-        listeners.commit(staged)
-        return deployment
+        transaction = Transaction.stage(plan, self.slots, (), listeners)
+        listeners.commit(transaction.staged)
+        return transaction.deployment
 
     def children(self, kind: str) -> list[Process]:
         """Those of the predecessor."""

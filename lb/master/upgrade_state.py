@@ -57,6 +57,15 @@ class CompileState(Part, frozen=True, kw_only=True):
     servers_files: dict[str, str] = {}
 
 
+class Deployed(Part, frozen=True, kw_only=True):
+    """What is served, as it was compiled: the snapshot and the `ControlSpec`, encoded, and for each
+    certificate its listener, its name, and chain and key in PEM."""
+
+    snapshot: bytes = b""
+    control: bytes = b""
+    certificates: tuple[tuple[str, str, bytes], ...] = ()
+
+
 class Listening(Part, frozen=True, kw_only=True):
     """One listening socket. `home` is the worker slot it was made for, -1 where it is shared; `file` is the
     identity of a Unix socket's file."""
@@ -108,6 +117,7 @@ class UpgradeState(Part, frozen=True, kw_only=True):
     began: float = 0.0  # the upgrade; monotonic
     attempt: int  # the last number that a configuration had
     compiled: CompileState
+    deployed: Deployed = Deployed()
     discovery: Discovery = Discovery()
     listeners: tuple[Listening, ...]
     command: Command

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.harness.releases import Releases
 
 
 @pytest.fixture
@@ -24,3 +27,11 @@ def full_backlog() -> Iterator[str]:
         yield f"127.0.0.1:{address[1]}"
         for filler in fillers:
             filler.close()
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    """Release 1.0, which is current."""
+    made = Releases(tmp_path)
+    made.install("1.0")
+    return made

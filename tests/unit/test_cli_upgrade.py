@@ -54,7 +54,7 @@ def test_a_release_that_runs_and_does_not_serve_is_not_called_unchanged(
 ) -> None:
     outcome = UpgradeOutcome(ok=False, before="1.0", after="2.0", executed=True, error="no workers")
     assert main(["upgrade", "-c", master(Reply(upgrade=outcome, pid=42))]) == 1
-    assert capsys.readouterr().err == "the upgrade to 2.0 is not over: no workers\n"
+    assert capsys.readouterr().err == "2.0 has taken the place of 1.0, but no workers\n"
 
 
 def test_json_is_the_outcome(master: Says, capsys: Capture) -> None:

@@ -18,6 +18,7 @@ from lb.master.upgrade_state import (
     FORMAT,
     Command,
     CompileState,
+    Deployed,
     Listening,
     LockedFile,
     Process,
@@ -56,6 +57,7 @@ def full() -> UpgradeState:
     return msgspec.structs.replace(
         least(),
         compiled=compile_state(state_with_rows()),
+        deployed=Deployed(snapshot=b"s", control=b"c", certificates=(("public", "a.pem", b"PEM"),)),
         discovery=Discovery(
             servers={"web": (FoundServer(name="a", address="h:1"),)}, addresses={"h": ("::1",)}
         ),
