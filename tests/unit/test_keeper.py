@@ -22,7 +22,7 @@ from tests.harness import websocket as ws
 from tests.harness.workers import SNAPSHOT, DrivenWorker, Site
 from workers import keeper as keepers
 from workers.contract import messages, tunnels
-from workers.contract.cells import RouteCell
+from workers.contract.cells import MigrationReason, MigrationResult, RouteCell, WorkerCell
 from workers.contract.entries import State
 from workers.contract.messages import Keep, Reclaimed
 from workers.contract.snapshot import WebSocketSpec
@@ -164,12 +164,12 @@ class Play:
         self.site.workers[0] = self.worker = successor
         self.keeper.attend(successor, reclaim=True)
         self.site.serve(successor, SNAPSHOT)
-        reclaimed = self._answer()
+        reclaimed = self.answer()
         assert reclaimed == Reclaimed(restored=1, closed=0)
         [self.tunnel] = successor.worker.tunnels.values()
         assert successor.entries() == [State.HELD]
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
         for _ in range(1000):
             self.turn()
             for message in self.worker.said:
@@ -397,6 +397,74 @@ def test_bytes_for_which_no_shelf_is_free_are_not_called_safe(monkeypatch: pytes
         play.say(play.client, frames(200_000))
         play.block()
         assert not play.tunnel.crash_safe
+    finally:
+        play.close()
+
+
+# --- when the keeper dies, too ---------------------------------------------------------------------------
+
+
+def successor_of(play: Play) -> DrivenWorker:
+    """The worker is dead, and its successor is about to ask the keeper."""
+    play.worker.die()
+    play.worker.close()
+    assert play.keeper.settle().held == 1
+    successor = DrivenWorker(play.site, 0)
+    play.site.workers[0] = play.worker = successor
+    play.keeper.attend(successor, reclaim=True)
+    return successor
+
+
+def unproved(worker: DrivenWorker) -> int:
+    """How many tunnels were given up after a crash."""
+    crash = WorkerCell.MIGRATIONS + MigrationReason.CRASH * MigrationResult.WIDTH
+    return worker.worker.slab.cells[crash + MigrationResult.UNPROVED]
+
+
+def another_keeper(play: Play) -> None:
+    """The keeper died, and the master forks another one."""
+    play.keeper.close()
+    play.keeper = Keeper(play.site)
+    play.keeper.attend(play.worker, reclaim=False)
+
+
+def test_what_a_keeper_gave_back_before_it_died_is_taken_over() -> None:
+    play = Play()
+    try:
+        play.say(play.client, frames(70))
+        play.turn()
+        successor = successor_of(play)
+        play.site.serve(successor, SNAPSHOT)
+        play.keeper.keeper.turn(0)
+        another_keeper(play)  # and nobody has read what the first one gave back
+        assert play.answer() == Reclaimed(restored=1, closed=0)
+        play.turn()
+        [play.tunnel] = successor.worker.tunnels.values()
+        play.site.until(lambda: play.turn() or play.tunnel.crash_safe, "the other keeper has it")
+        play.die()
+        play.say(play.client, frames(50))
+        play.finish()
+        assert play.heard[play.server] == play.said[play.client]
+    finally:
+        play.close()
+
+
+@pytest.mark.parametrize("serves", [False, True])
+def test_what_is_lost_with_a_keeper_is_counted(serves: bool) -> None:
+    play = Play()
+    try:
+        successor = successor_of(play)
+        play.site.turn()
+        if serves:
+            play.site.serve(successor, SNAPSHOT)
+        another_keeper(play)
+        play.site.turn()
+        if not serves:
+            assert not any(isinstance(message, Reclaimed) for message in successor.said)
+            play.site.serve(successor, SNAPSHOT)
+        assert play.answer() == Reclaimed(restored=0, closed=1)
+        assert unproved(successor) == 1
+        assert successor.entries() == []
     finally:
         play.close()
 
