@@ -55,6 +55,20 @@ def bind_tcp(address: Address) -> socket.socket:
     return bound
 
 
+def rehearse(address: Address) -> None:
+    """Raises `BindError` where `bind_tcp` or `bind_unix` would. Changes nothing that anybody sees: a socket
+    that nobody listens on gets no connection, and a Unix socket has another name for that moment."""
+    if address.path is None:
+        bind_tcp(address).close()
+        return
+    _check_length(address, address.path)
+    _check_stale(address, address.path)
+    try:
+        _bind_beside(address.path)
+    except OSError as error:
+        raise BindError(_bind_message(address, error)) from error
+
+
 def listen_alone(address: Address, backlog: int, mode: int = 0o666) -> tuple[socket.socket, tuple[int, int]]:
     """A listening socket that shares `address` with nobody, and the identity of its file, which is (0, 0)
     for TCP. `mode` is that of a Unix socket's file. Raises `BindError`."""
@@ -138,9 +152,9 @@ def bind_unix(path: str, mode: int = 0o666) -> tuple[socket.socket, tuple[int, i
     Who may connect is for the folder to say, as with nginx: the file itself is open to all by default.
     """
     address = Address(f"unix:{path}", "", 0, path)
-    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
-        raise BindError(f"can't listen on {address.text}: the path is longer than {_MAX_UNIX_PATH} bytes")
-    _remove_stale(address, path)
+    _check_length(address, path)
+    if _check_stale(address, path):
+        _remove_stale(address, path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         before = os.umask(0o777 & ~mode)
@@ -177,14 +191,41 @@ def answers(path: str) -> bool:
         return True
 
 
-def _remove_stale(address: Address, path: str) -> None:
+def _check_length(address: Address, path: str) -> None:
+    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
+        raise BindError(f"can't listen on {address.text}: the path is longer than {_MAX_UNIX_PATH} bytes")
+
+
+def _check_stale(address: Address, path: str) -> bool:
+    """Whether the file of a socket that nobody serves any more is there. Raises `BindError` for any other."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise BindError(f"can't listen on {address.text}: a file that is no socket is there already")
         if answers(path):
             raise BindError(f"can't listen on {address.text}: another process listens there")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise BindError(_bind_message(address, error)) from error
+    return True
+
+
+def _remove_stale(address: Address, path: str) -> None:
+    try:
         os.unlink(path)
     except FileNotFoundError:
         return
     except OSError as error:
         raise BindError(_bind_message(address, error)) from error
+
+
+def _bind_beside(path: str) -> None:
+    """Binds another name in the folder of `path`, however long that is, and takes it away again."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = f".lb-trial-{os.getpid()}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+            trial.bind(f"/proc/self/fd/{folder}/{name}")
+        os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -82,8 +82,12 @@ def _probe(state: UpgradeState, plan: Plan) -> None:
     ports = {sockets.parse(address).port for address in held}
     for text in plan.listener_names:
         address = sockets.parse(text)
-        if text not in held and address.path is None and address.port not in ports:
+        if text in held:
+            continue
+        # An address of the running lb on the same port would answer for whoever else is there.
+        if address.path is None and address.port not in ports:
             sockets.probe(address)
+        sockets.rehearse(address)
 
 
 def _bring_up(programs: Programs, deployment: Deployment, user: spawn.Identity | None) -> None:

@@ -14,7 +14,15 @@ from tests.harness.certificates import Authority
 from tests.harness.ports import free_port
 from tests.harness.releases import Releases
 from tests.harness.settings import settings
-from tests.scenario.test_upgrade import begin, event, known_children, slow_successor, start, wait_settled
+from tests.scenario.test_upgrade import (
+    begin,
+    event,
+    known_children,
+    slow_successor,
+    start,
+    upgrade,
+    wait_settled,
+)
 
 pytestmark = pytest.mark.scenario
 
@@ -88,3 +96,22 @@ def test_a_listener_that_becomes_impossible_after_the_trial_ends_nothing(
     folder.mkdir()
     lb.reload()
     assert fetch(f"{folder}/edge.sock").status == 200
+
+
+def test_addresses_that_can_not_be_had_are_found_by_the_trial(
+    balancer: StartBalancer, upstream: StartUpstream, releases: Releases
+) -> None:
+    """Also one on a port that is listened on already: nobody of this machine has TEST-NET-1."""
+    lb = start(balancer, releases, settings([upstream().address]))
+    pids = lb.worker_pids()
+    for address, why in (
+        ("unix:/nonexistent/folder/x.sock", "no such file or directory"),
+        (f"192.0.2.77:{lb.port}", "no interface of this machine has the address 192.0.2.77"),
+    ):
+        lb.tables["listen"]["edge"] = {"bind": [address]}
+        lb.write()
+        told = upgrade(lb, 1)
+        assert "upgrade failed, nothing has changed" in told
+        assert why in told
+        assert lb.worker_pids() == pids
+    assert fetch(lb.address).status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import socket
 from collections.abc import Iterator
 
@@ -194,3 +195,44 @@ def test_a_shared_port_of_the_same_user_is_found(listeners: Listeners, address: 
 def test_a_long_unix_path_is_refused(listeners: Listeners) -> None:
     with pytest.raises(BindError, match="longer than 107 bytes"):
         listeners.stage([f"unix:/tmp/{'x' * 110}"], (0,))
+
+
+def wrong_addresses(folder: pathlib.Path, port: int) -> dict[str, str]:
+    """Addresses that can't be had, and why."""
+    (folder / "file").write_text("")
+    return {
+        f"unix:{folder}/none/x.sock": "no such file or directory",
+        f"unix:{folder}/file": "a file that is no socket is there already",
+        f"unix:{folder}/served": "another process listens there",
+        f"unix:{folder}/file/x": "not a directory",
+        "unix:/proc/x.sock": "can't listen on unix:/proc/x.sock",
+        f"unix:/tmp/{'x' * 200}": "the path is longer than",
+        f"192.0.2.77:{port}": "no interface of this machine has the address 192.0.2.77",
+    }
+
+
+def test_a_rehearsal_finds_what_binding_would(
+    listeners: Listeners, address: str, tmp_path: pathlib.Path
+) -> None:
+    listeners.commit(listeners.stage([address, f"unix:{tmp_path}/served"], (0,)))
+    listeners.listen(listeners.current(), 0, (0,))
+    wrong = wrong_addresses(tmp_path, sockets.parse(address).port)
+    files, descriptors = sorted(tmp_path.iterdir()), own_descriptors()
+    for text, why in wrong.items():
+        for act in (sockets.rehearse, lambda one: Listeners().stage([one.text], (0,))):
+            with pytest.raises(BindError, match=re.escape(why)):
+                act(sockets.parse(text))
+    assert (sorted(tmp_path.iterdir()), own_descriptors()) == (files, descriptors)
+
+
+def test_a_rehearsal_leaves_everything_as_it_was(address: str, tmp_path: pathlib.Path) -> None:
+    stale = tmp_path / ("s" * (105 - len(str(tmp_path))))
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(stale))
+    before, descriptors = stale.lstat(), own_descriptors()
+    for text in (address, f"unix:{stale}", f"unix:{tmp_path}/fresh"):
+        sockets.rehearse(sockets.parse(text))
+    assert (list(tmp_path.iterdir()), own_descriptors()) == ([stale], descriptors)
+    assert stale.lstat() == before
+    with socket.socket() as other:  # nobody holds it
+        other.bind(("127.0.0.1", sockets.parse(address).port))
