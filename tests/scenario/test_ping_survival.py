@@ -17,7 +17,8 @@ from tests.harness.settings import settings
 
 pytestmark = pytest.mark.scenario
 
-ROUTE = {"websocket": {"ping": "1s"}}
+ROUTE = {"websocket": {"ping": "2s"}}
+RARE = 0.3  # messages a second: between two of them a side is pinged
 LIBRARY = "tests.harness.library_traffic"
 
 
@@ -83,8 +84,8 @@ def test_the_library_at_both_ends_with_little_traffic(balancer: StartBalancer) -
         lb = balancer(tables(load, workers=2, route=ROUTE))
         lb.wait_control()
         ordeal = Ordeal(lb)
-        load.open(lb.port, 10, Terms(rate=0.7))
-        load.open(lb.port, 10, Terms(rate=0.7, deflate=True))
+        load.open(lb.port, 10, Terms(rate=RARE))
+        load.open(lb.port, 10, Terms(rate=RARE, deflate=True))
         for number in range(1, 4):
             ordeal.wait_held(20)
             eventually(lambda n=number: pings(lb) >= 10 * n, "pings are answered")  # type: ignore[misc]
