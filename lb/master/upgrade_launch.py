@@ -130,9 +130,12 @@ def _inherited(descriptors: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def _in_folder(folder: str) -> Iterator[None]:
-    before = os.getcwd()
-    os.chdir(folder)
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # it may have no name any more
     try:
-        yield
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.fchdir(before)
     finally:
-        os.chdir(before)
+        os.close(before)

@@ -117,6 +117,25 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path: Path) -> None:
         os.close(writing)
 
 
+def test_the_folder_it_was_started_in_may_be_gone(tmp_path: Path) -> None:
+    """A deployment swaps the link and removes the release before."""
+    for version in ("1", "2"):
+        script(tmp_path / version / "lb", f"#!{sys.executable}\nimport os\nprint(os.getcwd())\n")
+    (tmp_path / "current").symlink_to("1")
+    folder = str(tmp_path / "current")
+    code = (
+        "import os, shutil; from lb.master.upgrade_launch import Launch, Order\n"
+        f"os.chdir({folder!r})\n"
+        f"os.unlink({folder!r}); os.symlink('2', {folder!r}); shutil.rmtree({str(tmp_path / '1')!r})\n"
+        f"Launch(('python',), 'lb', (), {folder!r}).execute(Order('resume', 0), ())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == str(tmp_path / "2")
+
+
 @pytest.mark.parametrize("order", [Order("resume", 7), Order("trial", 3, 4)])
 def test_an_order_is_taken_once(order: Order) -> None:
     environment = {VARIABLE: str(order), "HOME": "/"}
