@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -31,6 +32,9 @@ from workers.contract.messages import AnyMessage, Prepared, Ready, Refused
 from workers.contract.scoreboard import Scoreboard, ScoreboardError
 
 _ENTRIES: Final = 16  # of the trial's own ledger
+# Of the master, besides: the standard three, loop and signals, snapshot, access log, the control process, the
+# commands that are being served, and what a fork takes.
+_OPEN_FILES: Final = 32
 
 
 class TrialError(Exception):
@@ -64,8 +68,14 @@ def attempt(state: UpgradeState) -> None:
     """Everything that the successor will have to be able to do. Raises what `run` reports."""
     board = Scoreboard.attach(state.scoreboard)
     Ledger.attach(state.ledger)
-    spawn.raise_open_files()
+    limit = spawn.raise_open_files()
     plan = next_plan(state, board)
+    wanted = open_files(state, plan)
+    if wanted > limit:
+        raise TrialError(
+            f"the master needs up to {wanted} open files while old and new workers are there, and may have"
+            f" {limit}: raise its hard limit (prlimit --nofile, LimitNOFILE=, ulimit -Hn)"
+        )
     _probe(state, plan)
     user = spawn.identity(plan.config.process.user)
     programs = spawn.preload()
@@ -74,6 +84,17 @@ def attempt(state: UpgradeState) -> None:
         _bring_up(programs, deployment, user)
     finally:
         deployment.close()
+
+
+def open_files(state: UpgradeState, plan: Plan) -> int:
+    """The most descriptors that the successor will have: what it inherits, a channel to each new worker and
+    its keeper, and what `plan` adds."""
+    homes = Counter(listening.address for listening in state.listeners)
+    added = 0
+    for address in plan.listener_names:
+        wanted = plan.workers if sockets.parse(address).path is None else 1
+        added += max(0, wanted - homes[address])
+    return len([*state.descriptors()]) + 2 * plan.workers + added + len(plan.certificates) + _OPEN_FILES
 
 
 def _probe(state: UpgradeState, plan: Plan) -> None:
