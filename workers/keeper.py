@@ -36,6 +36,11 @@ class _Held(NamedTuple):
     client: RawSocket
     server: RawSocket
 
+    def sever(self) -> None:
+        """Resets both connections, in every process that has them."""
+        sever(self.client, failed=True)
+        sever(self.server, failed=True)
+
     def close(self) -> None:
         self.client.close()
         self.server.close()
@@ -90,8 +95,7 @@ class Keeper:
         """Lets go of everything. Tunnels that have no worker any more must not look like ended in order."""
         for entry, held in self._held.items():
             if self._worker is None and self._is(entry, held, State.HELD):
-                sever(held.client, failed=True)
-                sever(held.server, failed=True)
+                held.sever()
             held.close()
         self._held.clear()
         self._drop_worker()
@@ -140,7 +144,7 @@ class Keeper:
             try:
                 self._estate.settle(entry, held.client, held.server)
             except (Unproved, OSError) as error:
-                self._give_up(entry, held, error)
+                self._give_up(entry, error)
         self._estate.clear_mark()
         answer = tunnels.Settled(held=len(self._held), closed=self._closed - before)
         messages.send(self._master, answer)
@@ -158,18 +162,18 @@ class Keeper:
     def _is(self, entry: int, held: _Held, state: State) -> bool:
         return self._area.state(entry) == state and self._area.serial(entry) == held.serial
 
-    def _give_up(self, entry: int, held: _Held, error: Exception) -> None:
+    def _give_up(self, entry: int, error: Exception) -> None:
         self.log.error("a tunnel is closed: which bytes were in flight can't be proved", error=error)
-        sever(held.client, failed=True)
-        sever(held.server, failed=True)
         self._area.cells[2 * entry] = State.FREE
         self._closed += 1
-        self._let_go(entry)
+        self._let_go(entry, reset=True)
 
-    def _let_go(self, entry: int) -> None:
+    def _let_go(self, entry: int, *, reset: bool = False) -> None:
         """Closes the duplicates, of which nobody notices anything while somebody else has the sockets."""
         held = self._held.pop(entry, None)
         if held is not None:
+            if reset:
+                held.sever()
             held.close()
 
     # --- the worker ----------------------------------------------------------------------------------
@@ -197,9 +201,9 @@ class Keeper:
         match message:
             case tunnels.Hold(tunnels=some):
                 self._hold(some, fds)
-            case tunnels.Drop(entries=entries):
+            case tunnels.Drop(entries=entries, reset=reset):
                 for entry in entries:
-                    self._let_go(entry)
+                    self._let_go(entry, reset=reset)
             case tunnels.Reclaim():
                 self._give_back()
             case _:

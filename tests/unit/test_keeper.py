@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import sys
 import time
+from _socket import socket as RawSocket
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.harness import websocket as ws
-from tests.harness.workers import SNAPSHOT, DrivenWorker, Site
+from tests.harness.workers import SNAPSHOT, DrivenWorker, Site, connected
 from workers import keeper as keepers
 from workers.contract import messages, tunnels
 from workers.contract.cells import MigrationReason, MigrationResult, RouteCell, WorkerCell
@@ -440,7 +442,7 @@ def test_what_a_keeper_gave_back_before_it_died_is_taken_over() -> None:
         assert play.answer() == Reclaimed(restored=1, closed=0)
         play.turn()
         [play.tunnel] = successor.worker.tunnels.values()
-        play.site.until(lambda: play.turn() or play.tunnel.crash_safe, "the other keeper has it")
+        play.site.until(lambda: play.tunnel.crash_safe, "the other keeper has it")
         play.die()
         play.say(play.client, frames(50))
         play.finish()
@@ -465,6 +467,69 @@ def test_what_is_lost_with_a_keeper_is_counted(serves: bool) -> None:
         assert play.answer() == Reclaimed(restored=0, closed=1)
         assert unproved(successor) == 1
         assert successor.entries() == []
+    finally:
+        play.close()
+
+
+@contextlib.contextmanager
+def room_for(descriptors: int) -> Iterator[None]:
+    """This process may open so many descriptors more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gaps = 0
+    free = -1
+    while gaps < descriptors + 1:
+        free += 1
+        try:
+            os.fstat(free)
+        except OSError:
+            gaps += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_only_those_end_for_which_no_descriptors_are_left() -> None:
+    """And their ends don't take it for an end in order."""
+    play = Play()
+    try:
+        successor = successor_of(play)
+        play.site.serve(successor, SNAPSHOT)
+        play.keeper.keeper.turn(0)
+        with room_for(1):
+            successor.turn()
+        assert play.answer() == Reclaimed(restored=0, closed=1)
+        assert unproved(successor) == 1
+        play.turn()
+        for end in (play.client, play.server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+        assert successor.entries() == []
+        play.tunnel, play.client, play.server = play.site.tunnel(successor, age=10)
+        play.site.until(lambda: play.tunnel.crash_safe, "the keeper has it")
+    finally:
+        play.close()
+
+
+def test_nobody_takes_the_descriptors_of_tunnels_that_come_back() -> None:
+    """A connection that comes before they are back counts as if they were."""
+    play = Play()
+    try:
+        successor = successor_of(play)
+        play.site.serve(successor, SNAPSHOT)
+        listener = successor.worker.listeners["public"]
+        listener.most = 1
+        ours, theirs = connected()
+        with ours:
+            listener.accepted(RawSocket(fileno=theirs.detach()), None)
+            assert ours.recv(1) == b""
+        assert play.answer() == Reclaimed(restored=1, closed=0)
+        listener.most = 2
+        ours, theirs = connected()
+        with ours:
+            listener.accepted(RawSocket(fileno=theirs.detach()), None)
+            assert len(successor.worker.clients) == 1
     finally:
         play.close()
 

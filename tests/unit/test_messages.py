@@ -212,7 +212,7 @@ def test_a_datagram_that_is_too_long_is_fatal_and_leaks_nothing() -> None:
 
 def test_descriptors_that_were_cut_off_are_fatal_and_leak_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "_SPACE", socket.CMSG_SPACE(2 * 4))
-    assert refuse(msgspec.msgpack.encode(ReopenLogs()), 5) == "truncated message"
+    assert refuse(msgspec.msgpack.encode(ReopenLogs()), 5).startswith("not all descriptors")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 One Unix SOCK_SEQPACKET pair per child. A message is one datagram: a MessagePack tagged struct of at most
 `MAX_BYTES` with at most `MAX_FDS` descriptors (SCM_RIGHTS; the kernel takes 253). What is larger goes into
-a sealed memfd. A truncated datagram has lost descriptors or bytes for good, so it is fatal.
+a sealed memfd. A truncated datagram has lost descriptors or bytes for good, so it is an error.
 
 A reload in messages: `Attach`* and `Prepare` -> `Prepared` or `Refused`; then `Commit` -> `Committed`, or
 `Abort`. The first configuration of a fresh worker comes the same way, so there is one path.
@@ -294,6 +294,14 @@ class ChannelError(ConnectionError):
     """The channel can't be trusted any more: truncated, malformed, or too large a message."""
 
 
+class DescriptorsLost(ChannelError):
+    """`message` came, but not all of its descriptors: this process may open no more."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__("not all descriptors of a message could be taken; raise the limit of open files")
+        self.message = message
+
+
 _Any = TypeVar("_Any")
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
@@ -331,7 +339,8 @@ def receive_any(
     """The next message and its descriptors (close-on-exec, now the caller's); `None` when the peer closed.
 
     Raises `BlockingIOError` when nothing waits, and `ChannelError` when the datagram was truncated or is
-    no message; descriptors that came with it are closed then.
+    no message (`DescriptorsLost` where the message itself is whole); descriptors that came with it are closed
+    then.
     """
     data, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, _SPACE, socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
@@ -342,9 +351,12 @@ def receive_any(
     if not data and not fds:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             raise ChannelError("truncated message")
-        return decoder.decode(data), fds
+        message = decoder.decode(data)
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorsLost(message)
+        return message, fds
     except (ChannelError, *DECODE_ERRORS) as error:
         for fd in fds:
             socket.close(fd)

@@ -126,9 +126,11 @@ class Hold(Message, frozen=True, kw_only=True):
 
 
 class Drop(Message, frozen=True, kw_only=True):
-    """They are over, or somebody else's: close your duplicates."""
+    """They are over, or somebody else's: close your duplicates. With `reset` nobody has them any more, and
+    their ends must not take that for an end in order."""
 
     entries: tuple[int, ...]
+    reset: bool = False
 
 
 class Reclaim(Message, frozen=True, kw_only=True):

@@ -94,7 +94,8 @@ class Listener:
             )
             sock.close()
             return
-        if cells[_WORKER_CONNECTIONS] >= self.most:
+        # What a predecessor left needs its descriptors in a moment.
+        if cells[_WORKER_CONNECTIONS] + len(self.worker.keeping.inherited) >= self.most:
             self._refuse_beyond_files(sock)
             return
         self.connections += 1

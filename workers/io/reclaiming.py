@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final
@@ -11,9 +12,9 @@ import msgspec
 from workers.contract import messages
 from workers.contract.cells import MigrationReason, MigrationResult, WorkerCell
 from workers.contract.entries import CLOSE_CODE, EntryCell
-from workers.contract.messages import Message, Reclaimed
+from workers.contract.messages import DescriptorsLost, Message, Reclaimed
 from workers.contract.snapshot import DECODE_ERRORS
-from workers.contract.tunnels import Back, BackEnd, Reclaim, decode_record, receive_keeping
+from workers.contract.tunnels import Back, BackEnd, Drop, Reclaim, decode_record, receive_keeping
 from workers.core.recovery import Unproved
 from workers.io import adoption, tcpinfo
 from workers.io.closing import close_on
@@ -85,6 +86,10 @@ class Reclaiming:
         except ConnectionResetError:
             # It died before it had read all. That is told once, before what it had said itself (unix(7)).
             return True
+        except DescriptorsLost as error:
+            if isinstance(error.message, Back):
+                self._did_not_come(error.message.entries, error)
+            return True
         except OSError as error:
             self._worker.log.error("the keeper can't be heard", error=error)
             received = None
@@ -110,6 +115,20 @@ class Reclaiming:
                 self._worker.log.error(
                     "the keeper says what is not its to say", message=type(message).__name__
                 )
+
+    def _did_not_come(self, entries: tuple[int, ...], error: OSError) -> None:
+        """There was no room for these, so they end."""
+        worker = self._worker
+        worker.log.error("tunnels are closed: they can't be taken over", tunnels=len(entries), error=error)
+        worker.slab.cells[_CRASH + MigrationResult.UNPROVED] += len(entries)
+        self._closed += len(entries)
+        channel = worker.keeping.channel
+        assert channel is not None
+        # Where this does not go through, the keeper closes them when it is told that they are over.
+        with contextlib.suppress(OSError):
+            messages.send(channel, Drop(entries=entries, reset=True))
+        for entry in entries:
+            worker.keeping.disinherit(entry)
 
     def _lost(self) -> None:
         """The keeper is gone, and with it what it had not given back yet."""
