@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +19,7 @@ from lb.master.report import Reply, Request
 MAX_CLIENTS: Final = 16
 MAX_REQUEST: Final = 4096
 _READ_TIMEOUT: Final = 5.0
+_SILENT_AFTER: Final = 0.5  # without a request; ours send it as they connect
 _WRITE_TIMEOUT: Final = 5.0
 _ACCEPT_PAUSE: Final = 1.0
 _BACKLOG: Final = 16
@@ -75,10 +77,11 @@ class CommandServer:
 
     def waiting(self, command: str) -> list[int] | None:
         """The connections of those who wait for the end of `command`; `None` while somebody else is being
-        served."""
-        if any(client.command != command for client in self._clients):
+        served. Who is silent is not: an execve closes the connection, as its timeout would."""
+        clients = [client for client in self._clients if not client.silent]
+        if any(client.command != command for client in clients):
             return None
-        return [client.fd for client in self._clients]
+        return [client.fd for client in clients]
 
     def adopt(self, connection: socket.socket, command: str) -> Respond:
         """Takes over somebody who has asked a predecessor of this process for `command`."""
@@ -122,7 +125,18 @@ def _uid(connection: socket.socket) -> int:
 class _Client:
     """One connection: a request line in, a reply line out, closed."""
 
-    __slots__ = ("_connection", "_forget", "_loop", "_pending", "_received", "_serve", "_timer", "command")
+    __slots__ = (
+        "_asked",
+        "_connection",
+        "_forget",
+        "_loop",
+        "_pending",
+        "_received",
+        "_serve",
+        "_since",
+        "_timer",
+        "command",
+    )
 
     def __init__(
         self, loop: Loop, connection: socket.socket, serve: Serve, forget: Callable[[_Client], None]
@@ -134,6 +148,8 @@ class _Client:
         self._serve = serve
         self._forget = forget
         self._received = b""
+        self._asked = False
+        self._since = time.monotonic()
         self._pending = b""
         self._timer: Timer = loop.later(_READ_TIMEOUT, self.close)
         loop.watch(connection.fileno(), READ, self._read)
@@ -143,9 +159,15 @@ class _Client:
         """Its connection."""
         return -1 if self._connection is None else self._connection.fileno()
 
+    @property
+    def silent(self) -> bool:
+        """Whether it has connected and doesn't say what for."""
+        return not self._asked and time.monotonic() - self._since > _SILENT_AFTER
+
     def wait(self, command: str) -> None:
         """From here on, `respond` is all that is left to do for it."""
         assert self._connection is not None
+        self._asked = True
         self.command = command
         self._timer.cancel()
         self._loop.watch(self._connection.fileno(), READ, self._wait)

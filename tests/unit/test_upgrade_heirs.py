@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_who_waits_for_an_upgrade_is_known(loop: Loop, tmp_path: Path) -> None:
             other.sendall(b'{"command": "status"}\n')
             turn(loop)
             assert server.waiting("upgrade") is None
+
+
+def test_who_says_nothing_holds_no_upgrade_up(loop: Loop, tmp_path: Path) -> None:
+    with command_server(loop, tmp_path, []) as server, socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(tmp_path / "lb.command.sock"))
+        turn(loop)
+        assert server.waiting("upgrade") is None  # it may be about to ask
+        silent.sendall(b'{"command": "sta')
+        until = time.monotonic() + 3  # less than until its connection is closed
+        while server.waiting("upgrade") is None and time.monotonic() < until:
+            turn(loop)
+        assert server.waiting("upgrade") == []
+        silent.sendall(b'tus"}\n')  # served as ever, where no upgrade comes
+        turn(loop)
+        assert server.waiting("upgrade") is None
 
 
 def test_an_heir_who_left_is_forgotten(loop: Loop, tmp_path: Path) -> None:
