@@ -7,6 +7,7 @@ state that needs the dead worker's buffer no more, and gives the sockets to the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -26,6 +27,8 @@ from workers.io.estate import Estate
 
 _SWEEP: Final = 1.0  # seconds between two looks at what is held
 _PER_SWEEP: Final = 4096
+_PAUSE: Final = 0.05  # seconds before the next attempt to send what the kernel had no room for
+_SHORTAGE: Final = frozenset((errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM))
 _IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
@@ -58,6 +61,7 @@ class Keeper:
         self._estate = Estate(self._area)
         self._held: dict[int, _Held] = {}  # by entry
         self._unsent: deque[tuple[messages.Message, list[int]]] = deque()  # for the worker
+        self._short = False  # whether the kernel has no room for those, and doesn't tell when it has
         self._closed = 0  # tunnels that could not be proved, since a successor was last told
         self._swept = 0
         self._sweep_at = 0.0
@@ -78,9 +82,9 @@ class Keeper:
         worker = -1
         if self._worker is not None:
             worker = self._worker.fileno()
-            poll.register(worker, _IN | (select.POLLOUT if self._unsent else 0))
-        happened = dict(poll.poll(patience * 1000))
-        if happened.get(worker, 0) & select.POLLOUT:
+            poll.register(worker, _IN | (select.POLLOUT if self._unsent and not self._short else 0))
+        happened = dict(poll.poll(1000 * (min(patience, _PAUSE) if self._short else patience)))
+        if self._short or happened.get(worker, 0) & select.POLLOUT:
             self._flush()
         if happened.get(worker, 0) & _IN:
             self._hear_worker()
@@ -236,13 +240,15 @@ class Keeper:
         self._flush()
 
     def _flush(self) -> None:
+        self._short = False
         while self._unsent and self._worker is not None:
             try:
                 messages.send(self._worker, *self._unsent[0])
             except BlockingIOError:
                 return
-            except OSError:
-                return  # it is gone: reading says so
+            except OSError as error:
+                self._short = error.errno in _SHORTAGE
+                return  # otherwise it is gone: reading says so
             self._unsent.popleft()
 
     # --- what nobody told ----------------------------------------------------------------------------

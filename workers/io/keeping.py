@@ -43,6 +43,7 @@ YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
 _GONE: Final = (errno.EPIPE, errno.ECONNRESET)
 _SHORTAGE: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
+_AT_ONCE: Final = 16  # such messages; a keeper that does not read must not use up what all processes share
 _PER_TICK: Final = 512  # tunnels that come onto the ledger in one tick, about 20 ms of work
 _FRAME: Final = int(DirectionCell.FRAME)
 _SAFE: Final = int(WorkerCell.SAFE)
@@ -111,23 +112,31 @@ class Keeping:
 
     def tell(self) -> None:
         """Tells the keeper what to drop, then what to hold, as far as its queue takes it."""
-        undropped, unheld = self._undropped, self._unheld
-        while undropped:
-            entries = tuple(islice(undropped, _BATCH))
-            if not self._send(Drop(entries=entries)):
+        for _ in range(_AT_ONCE):
+            if not (self._drop_some() if self._undropped else self._hold_some()):
                 return
-            for entry in entries:
-                undropped.popleft()
-                self._free.append(entry)
-        while unheld:
-            some = list(islice(unheld.values(), _BATCH))
-            fds = [stream.fileno() for tunnel in some for stream in (tunnel.client, tunnel.server_sock)]
-            tunnels = tuple((tunnel.entry, self.area.serial(tunnel.entry)) for tunnel in some)
-            if not self._send(Hold(tunnels=tunnels), fds):
-                return
-            for tunnel in some:
-                del unheld[tunnel.entry]
-                self._told(tunnel)
+
+    def _drop_some(self) -> bool:
+        """One message; whether it went."""
+        entries = tuple(islice(self._undropped, _BATCH))
+        if not self._send(Drop(entries=entries)):
+            return False
+        for entry in entries:
+            self._undropped.popleft()
+            self._free.append(entry)
+        return True
+
+    def _hold_some(self) -> bool:
+        """One message; whether there was something to say, and it went."""
+        some = list(islice(self._unheld.values(), _BATCH))
+        fds = [stream.fileno() for tunnel in some for stream in (tunnel.client, tunnel.server_sock)]
+        tunnels = tuple((tunnel.entry, self.area.serial(tunnel.entry)) for tunnel in some)
+        if not some or not self._send(Hold(tunnels=tunnels), fds):
+            return False
+        for tunnel in some:
+            del self._unheld[tunnel.entry]
+            self._told(tunnel)
+        return True
 
     def _send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
         if self.channel is None:
