@@ -253,14 +253,17 @@ class Master:
         self._notifier.reloading()
         self._desk.changed()
 
-    def _reloaded(self, outcome: Outcome) -> None:
-        if not self._stops:
+    def _notify_ready(self) -> None:
+        """A reload or an upgrade is over; the other may still go on."""
+        if not (self._stops or self._reloader.reloading or self._upgrader.upgrading):
             self._notifier.ready(self._summary())
+
+    def _reloaded(self, outcome: Outcome) -> None:
+        self._notify_ready()
         self._desk.reloaded(outcome)
 
     def _upgraded(self, outcome: UpgradeOutcome) -> None:
-        if not self._stops:
-            self._notifier.ready(self._summary())
+        self._notify_ready()
         self._desk.upgraded(outcome)
 
     def _taken_over(self) -> None:
