@@ -187,6 +187,40 @@ def test_what_a_reload_takes_away_is_closed_or_kept(how: str, balancer: StartBal
         assert crowd.where() == {"a": 50, "b": 50}
 
 
+@pytest.mark.parametrize("how", ["the server", "the route", "keep"])
+def test_what_a_reload_brings_back_calls_its_closes_off(
+    how: str, balancer: StartBalancer, crowd: Crowd
+) -> None:
+    drained = {"hard_stop": "20s", "spread": "20s"}
+    pool = {"on_removed": "paced-close", "balance": "round-robin"}
+    lb = started(balancer, crowd, "a", "b", "c", pool=pool, drain=drained)
+    crowd.join(lb.address, 90)
+    tables = lb.tables["pool"]["main"]
+    servers = tables["server"]
+    if how == "the route":
+        lb.tables["route"][0]["name"] = "other"
+    else:
+        tables["server"] = servers[2:]
+    lb.reload()
+    eventually(lambda: len(crowd.ended()) >= 2, "some are closed")
+    if how == "the server":
+        tables["server"] = servers[1:]  # b is there again, and a is not
+    elif how == "the route":
+        lb.tables["route"][0]["name"] = "all"
+    else:
+        tables["on_removed"] = "keep"
+    lb.reload()
+
+    def planned() -> int:
+        return crowd.where().get("a", 0) if how == "the server" else 0
+
+    eventually(lambda: paced(lb) == planned() and tunnels(lb) == crowd.open(), "the others stay")
+    assert crowd.where()["b"] > 15
+    assert planned() > 10 or how != "the server"
+    lb.reload()  # nor does another one bring it up again
+    eventually(lambda: paced(lb) == planned(), "the others still stay")
+
+
 def test_a_pool_that_is_gone_is_left_by_its_own_rule(balancer: StartBalancer, crowd: Crowd) -> None:
     lb = started(balancer, crowd, "a", pool={"on_removed": "paced-close"})
     crowd.join(lb.address, 20)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from workers.contract.cells import NANOSECONDS, StateCell, WorkerCell
 from workers.contract.entries import EntryCell
-from workers.contract.snapshot import DrainSpec, Snapshot
+from workers.contract.snapshot import DrainSpec, PoolSpec, Snapshot
 from workers.core.pacing import Timetable, times, window
 from workers.io.closing import PATIENCE, close_politely
 
@@ -56,7 +56,9 @@ class _Leaving(NamedTuple):
 class Pacer:
     """See the module."""
 
-    __slots__ = ("_drained", "_leaving", "_met", "_more", "_random", "_rows", "_timetable", "_worker")
+    __slots__ = (
+        "_drained", "_leaving", "_met", "_more", "_random", "_removed", "_rows", "_timetable", "_worker",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -67,6 +69,7 @@ class Pacer:
         # What the states say: servers that are to be empty, by when and why; and what there is.
         self._drained: dict[Row, tuple[int, Cause]] = {}
         self._rows: tuple[frozenset[Row], frozenset[Row]] = (frozenset(), frozenset())
+        self._removed: set[Cause] = set()  # one for each server or route that is gone and had tunnels
         self._leaving: _Leaving | None = None
 
     def __contains__(self, number: int) -> bool:
@@ -156,12 +159,16 @@ class Pacer:
 
     def adopt(self, snapshot: Snapshot) -> None:
         """A configuration is served from now on. Tunnels on servers or routes that it has not any more are
-        closed, where their pool's last settings say so."""
+        closed, where their pool says so (one that is gone, too: as it said last). For those that it has
+        again, that is called off."""
         routes = frozenset((route.slot, route.owner) for route in snapshot.routes)
         servers = frozenset((server.slot, server.owner) for pool in snapshot.pools for server in pool.servers)
-        former, self._rows = self._rows, (routes, servers)
-        if former[0] - routes or former[1] - servers:
-            self._plan_removed(self._worker.tunnels.values())
+        self._rows = routes, servers
+        former, self._removed = self._removed, set()
+        self._plan_removed(self._worker.tunnels.values())
+        for cause in former - self._removed:
+            self._timetable.call_off(cause)
+        self._count()
         self.look()
 
     def look(self) -> None:
@@ -211,18 +218,31 @@ class Pacer:
             self._plan_once(some, cause, max(0.0, by / NANOSECONDS - now))
 
     def _plan_removed(self, tunnels: Iterable[Tunnel]) -> None:
-        gone = [
-            tunnel
-            for tunnel in tunnels
-            if tunnel.server.pool.spec.on_removed == "paced-close" and self._is_removed(tunnel)
-        ]
         drain = self._drain
-        self._plan_once(gone, Cause("removed", drain.close_code), drain.spread)
+        gone: dict[Cause, list[Tunnel]] = {}
+        for tunnel in tunnels:
+            key = self._what_is_gone(tunnel)
+            if key and self._settings(tunnel).on_removed == "paced-close":
+                gone.setdefault(Cause("removed", drain.close_code, "", key), []).append(tunnel)
+        for cause, some in gone.items():
+            self._plan_once(some, cause, drain.spread)
+        self._removed.update(gone)
 
-    def _is_removed(self, tunnel: Tunnel) -> bool:
+    def _what_is_gone(self, tunnel: Tunnel) -> tuple[int, ...]:
+        """The key of the tunnel's server where that is gone, else that of its route; empty: neither is."""
         routes, servers = self._rows
+        row = _server_row(tunnel)
+        if row not in servers:
+            return (0, *row)
         spec = tunnel.route.spec
-        return (spec.slot, spec.owner) not in routes or _server_row(tunnel) not in servers
+        return (1, spec.slot, spec.owner) if (spec.slot, spec.owner) not in routes else ()
+
+    def _settings(self, tunnel: Tunnel) -> PoolSpec:
+        """Those of the tunnel's pool as it is now; of one that is gone the last ones."""
+        plan = self._worker.current
+        last = tunnel.server.pool
+        pool = plan.pools.get(last.spec.name, last) if plan is not None else last
+        return pool.spec
 
     def is_emptied(self, slot: int, owner: int) -> bool:
         """Whether the tunnels of this server are asked to move, so that none shall come back to it."""
