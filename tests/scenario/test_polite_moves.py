@@ -134,8 +134,9 @@ def test_an_order_outlives_the_worker_that_got_it(balancer: StartBalancer, crowd
     assert command.returncode == 0, command.stderr
     for _ in range(2):  # the successor's successor, too
         eventually(lambda: crowd.ended() and 0 < held(lb) == crowd.open(), "some are closed, others held")
-        os.kill(lb.worker_pids()[0], signal.SIGKILL)
-        eventually(lambda: 0 < paced(lb) <= crowd.open() and held(lb), "the successor goes on")
+        (pid,) = eventually(lb.worker_pids, "a worker")
+        os.kill(pid, signal.SIGKILL)
+        lb.wait_replaced(0, pid)
     eventually(lambda: crowd.open() == 0, "all are closed")
     assert crowd.codes() == {4001}
     assert len(crowd.ended()) == 60
