@@ -3,6 +3,7 @@ for anew each time, and symbolic links are left to the kernel, so what is instal
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -93,7 +94,7 @@ class Launch(NamedTuple):
             with _inherited(descriptors), _in_folder(self.folder):
                 os.execve(path, arguments, environment)
         except OSError as error:
-            raise LaunchError(f"{path} can't be executed: {error.strerror or error}") from error
+            raise LaunchError(f"{path} can't be executed: {_why(path, error)}") from error
 
 
 def _folder() -> str:
@@ -104,6 +105,15 @@ def _folder() -> str:
         return named if os.path.isabs(named) and os.path.samefile(named, actual) else actual
     except OSError:
         return actual
+
+
+def _why(path: str, error: OSError) -> str:
+    """The reason, with the file that is meant where that is not `path`."""
+    if error.filename != path:
+        return f"{error.filename}, where lb was started: {error.strerror or error}"
+    if error.errno == errno.ENOENT and _runs_itself(path):
+        return "the interpreter that its first line names is not there"
+    return error.strerror or str(error)
 
 
 def _runs_itself(script: str) -> bool:

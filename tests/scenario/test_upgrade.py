@@ -397,7 +397,7 @@ BROKEN: list[tuple[Break, str]] = [
     (other_scoreboard, "no scoreboard of format 999: upgrade by a restart"),
     (other_state, "has a state of format 1, this one reads 2: upgrade by a restart"),
     (no_script, "is not there any more"),
-    (no_interpreter, "can't be executed: No such file or directory"),
+    (no_interpreter, "can't be executed: the interpreter that its first line names is not there"),
     (wrong_file, "surprise"),
     (only_by_restart, "process.pid_file"),
 ]

@@ -107,7 +107,9 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     before = os.getcwd()
     try:
-        with pytest.raises(LaunchError, match="can't be executed: No such file or directory"):
+        with pytest.raises(
+            LaunchError, match="lb can't be executed: the interpreter that its first line names"
+        ):
             launch(str(program), tmp_path).execute(Order("resume", reading), [writing])
         assert not os.get_inheritable(writing)
         assert os.getcwd() == before
@@ -134,6 +136,12 @@ def test_the_folder_it_was_started_in_may_be_gone(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stdout.strip() == str(tmp_path / "2")
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    program = script(tmp_path / "lb", "#!/bin/true\n")
+    with pytest.raises(LaunchError, match=f"{tmp_path}/gone, where lb was started: No such file"):
+        launch(str(program), tmp_path / "gone").execute(Order("resume", 0), ())
 
 
 @pytest.mark.parametrize("order", [Order("resume", 7), Order("trial", 3, 4)])
