@@ -150,6 +150,8 @@ class Keeper:
             except (Unproved, OSError) as error:
                 self._give_up(entry, error)
         self._estate.clear_mark()
+        if not self._held:
+            self._area.clear()  # maybe nobody follows
         answer = tunnels.Settled(held=len(self._held), closed=self._closed - before)
         messages.send(self._master, answer)
 

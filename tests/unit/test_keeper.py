@@ -377,7 +377,7 @@ def test_what_waits_is_inherited_where_it_lies(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(shelves, "SHELVES", 1)
     play = Play(4096)
     try:
-        play.say(play.client, frames(200_000))
+        play.say(play.client, frames(60_000))
         for _ in range(3):
             play.block()
             assert play.tunnel.crash_safe
@@ -391,12 +391,30 @@ def test_what_waits_is_inherited_where_it_lies(monkeypatch: pytest.MonkeyPatch) 
         play.close()
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_worker_without_tunnels_leaves_no_bytes_in_memory(dies: bool) -> None:
+    play = Play(4096)
+    try:
+        play.say(play.client, frames(60_000))
+        play.block()
+        play.finish()
+        play.tunnel.stop()
+        before = os.fstat(play.site.ledger.fd).st_blocks
+        if dies:
+            play.worker.die()
+            assert play.keeper.settle().held == 0
+        play.worker.close()
+        assert os.fstat(play.site.ledger.fd).st_blocks < before
+    finally:
+        play.close()
+
+
 def test_bytes_for_which_no_shelf_is_free_are_not_called_safe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelves, "SHELVES", 0)
     play = Play(4096)
     try:
         assert play.tunnel.crash_safe
-        play.say(play.client, frames(200_000))
+        play.say(play.client, frames(60_000))
         play.block()
         assert not play.tunnel.crash_safe
     finally:

@@ -172,6 +172,11 @@ class Area:
         """Gives the memory of so many shelves back to the system."""
         self.shelves.madvise(mmap.MADV_REMOVE, first * BUFFER, count * BUFFER)
 
+    def clear(self) -> None:
+        """Gives back all memory that bytes of tunnels lay in."""
+        self.buffer.madvise(mmap.MADV_REMOVE)
+        self.shelves.madvise(mmap.MADV_REMOVE)
+
 
 def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -90,6 +90,11 @@ class Keeping:
         self.worker.slab.cells[_SAFE] = 0
         self._unheld = {tunnel.entry: tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry >= 0}
 
+    def close(self) -> None:
+        """The worker leaves, with no tunnel."""
+        self.lose()
+        self.shelves.close()
+
     def opened(self, tunnel: Tunnel) -> None:
         """`tunnel` began: it is put onto the ledger when it is old enough."""
         if tunnel.movable and self.channel is not None:

@@ -82,6 +82,11 @@ class Shelves:
                 self._area.clear_shelves(start, shelf - start)
             start = shelf + 1
 
+    def close(self) -> None:
+        """The worker leaves: nothing waits any more."""
+        if not self._used and not self._inherited:
+            self._area.clear()
+
     def _arrange(self) -> None:
         taken = self._used | self._inherited
         self._fresh = max(taken, default=-1) + 1  # from here on none was used

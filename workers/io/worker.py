@@ -403,7 +403,7 @@ class Worker:
                 pool.retire({})
         if self.journal is not None:
             self.journal.close()
-        self.keeping.lose()
+        self.keeping.close()
         self.loop.close()
         self.log.flush()
 
