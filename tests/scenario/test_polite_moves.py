@@ -146,6 +146,37 @@ def test_an_order_outlives_the_worker_that_got_it(balancer: StartBalancer, crowd
     eventually(lambda: tunnels(lb) == 0 and paced(lb) == 0, "nobody is left")
 
 
+@pytest.mark.parametrize(
+    ("end", "ordered", "grace"), [("upgrade", 8.0, 60.0), ("upgrade", 300.0, 9.0), ("stop", 5.0, 60.0)]
+)
+def test_an_order_is_carried_out_as_given_though_its_worker_leaves(
+    end: str, ordered: float, grace: float, balancer: StartBalancer, crowd: Crowd
+) -> None:
+    drained = {"hard_stop": f"{grace:g}s", "spread": "1s"}
+    process = {"shutdown_timeout": f"{grace:g}s"}
+    lb = started(balancer, crowd, "a", drain=drained, process=process)
+    crowd.join(lb.address, 60)
+    eventually(lambda: held(lb) == 60, "others could have them")
+    order = {"all": True, "code": 4001, "reason": "go", "spread": ordered}
+    start = time.monotonic()
+    assert lb.admin("tunnels/close", method="POST", body=order)["count"] == 60
+    if end == "upgrade":
+        assert lb.command("upgrade", "-c", str(lb.file)).returncode == 0
+    else:
+        lb.send_signal(signal.SIGTERM)
+    left = time.monotonic()
+    eventually(lambda: crowd.open() == 0, "all are closed")
+    assert len(crowd.ended()) == 60
+    assert crowd.codes() == {4001}
+    assert not any(life.reset for life in crowd.ended())
+    if ordered < grace:
+        assert_even(crowd.ended(), start, spread=ordered)
+    else:
+        # As late as the end of the worker allows, and evenly enough.
+        assert 3 < crowd.ended()[-1].told - left < grace
+        assert crowd.ended()[30].told - left > 1
+
+
 def test_closes_can_be_spread(balancer: StartBalancer, crowd: Crowd) -> None:
     lb = started(balancer, crowd, "a")
     crowd.join(lb.address, 200)

@@ -46,11 +46,13 @@ class Cause(NamedTuple):
 
 
 class _Leaving(NamedTuple):
-    """All tunnels are to be closed by `until`, with `hand_over` only those that no other worker can have."""
+    """All tunnels are to be closed by `until`, with `hand_over` only those that no other worker can have; and
+    those whose end somebody asked for at their own times, by `at_last`."""
 
     cause: Cause
     until: float
     hand_over: bool
+    at_last: float
 
 
 class Pacer:
@@ -78,7 +80,12 @@ class Pacer:
 
     def is_ordered(self, number: int) -> bool:
         """Whether somebody asked for this tunnel's end: no other worker that lives knows of that."""
-        return any(cause.why == "order" for cause in self._timetable.planned(number))
+        return self._order_of(number) is not None
+
+    def _order_of(self, number: int) -> tuple[float, Cause] | None:
+        """What somebody asked for: when it is due, and how the tunnel is closed then."""
+        planned = self._timetable.planned(number).items()
+        return min(((at, cause) for cause, at in planned if cause.why == "order"), default=None)
 
     # --- planning ------------------------------------------------------------------------------------
 
@@ -104,6 +111,8 @@ class Pacer:
         """Somebody asks for it."""
         chosen = list(tunnels)
         count = self.plan(chosen, Cause("order", code, reason), spread)
+        if self._leaving is not None:
+            self._bring_forward(chosen, self._leaving)
         for tunnel in chosen:
             self.note_order(tunnel)
         return count
@@ -114,10 +123,9 @@ class Pacer:
             return
         keeping = self._worker.keeping
         base = keeping.area.entry(tunnel.entry)
-        planned = self._timetable.planned(tunnel.number).items()
-        at, code = min(((at, cause.code) for cause, at in planned if cause.why == "order"), default=(0.0, 0))
-        keeping.cells[base + EntryCell.ORDERED_AT] = int(at * NANOSECONDS)
-        keeping.cells[base + EntryCell.ORDERED] = code
+        order = self._order_of(tunnel.number)
+        keeping.cells[base + EntryCell.ORDERED_AT] = int(order[0] * NANOSECONDS) if order else 0
+        keeping.cells[base + EntryCell.ORDERED] = order[1].code if order else 0
 
     def go_on(self, tunnel: Tunnel) -> None:
         """Plans what a predecessor was asked for. (Its reason in words is not on the ledger.)"""
@@ -140,15 +148,33 @@ class Pacer:
 
     def leave(self, grace: float, *, hand_over: bool = False, late: bool = False) -> None:
         """The worker ends within `grace` seconds. With `hand_over`, those that another worker can have are
-        left for it, but for those whose end somebody asked for; with `late`, all are left alone for as long
-        as possible."""
+        left for it; with `late`, all are left alone for as long as possible. Where somebody asked for a
+        tunnel's end that is done at its time, or within the grace if that comes first."""
         drain = self._drain
         wait, spread = window(grace, drain.spread, PATIENCE, late=late)
-        cause = Cause("stop", drain.close_code)
-        self._leaving = _Leaving(cause, time.monotonic() + wait + spread, hand_over)
-        tunnels = self._worker.tunnels.values()
-        staying = [one for one in tunnels if not hand_over or not one.movable or self.is_ordered(one.number)]
-        self.plan(staying, cause, spread, wait)
+        now = time.monotonic()
+        at_last = now + window(grace, grace, PATIENCE, late=False).spread
+        self._leaving = _Leaving(Cause("stop", drain.close_code), now + wait + spread, hand_over, at_last)
+        staying = self._bring_forward(self._worker.tunnels.values(), self._leaving)
+        self.plan(staying, self._leaving.cause, spread, wait)
+
+    def _bring_forward(self, tunnels: Iterable[Tunnel], leaving: _Leaving) -> list[Tunnel]:
+        """Sees to it that what was asked for is done before the worker's end. Returns those that stay with
+        the worker and that nobody asked for."""
+        staying: list[Tunnel] = []
+        too_late: dict[Cause, list[Tunnel]] = {}
+        for tunnel in tunnels:
+            order = self._order_of(tunnel.number)
+            if order is None:
+                if not (leaving.hand_over and tunnel.movable):
+                    staying.append(tunnel)
+            elif order[0] > leaving.at_last:
+                too_late.setdefault(order[1], []).append(tunnel)
+        for cause, some in too_late.items():
+            self.plan(some, cause, max(0.0, leaving.at_last - time.monotonic()))
+            for tunnel in some:
+                self.note_order(tunnel)
+        return staying
 
     @property
     def _drain(self) -> DrainSpec:
@@ -274,7 +300,7 @@ class Pacer:
         self._plan_removed(new)
         leaving = self._leaving
         if leaving is not None:
-            late = [tunnel for tunnel in new if not (leaving.hand_over and tunnel.movable)]
+            late = self._bring_forward(new, leaving)
             self._plan_once(late, leaving.cause, max(0.0, leaving.until - time.monotonic()))
 
     def _serve(self) -> None:
