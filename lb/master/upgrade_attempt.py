@@ -22,7 +22,7 @@ DEADLINE: Final = 20.0
 MAX_OUTPUT: Final = 8192  # bytes of what it printed last
 MAX_REPORT: Final = 65_536
 _MAX_LINES: Final = 10
-_PIPE: Final = 16_384
+_PIPE: Final = 65_536  # bytes that a pipe holds (pipe(7))
 
 
 class TrialReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,7 +34,7 @@ class TrialReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     printed: bool = False
 
 
-class _Pipe:
+class Pipe:
     """What comes out of a pipe, of which the last `most` bytes are kept."""
 
     def __init__(self, loop: Loop, most: int) -> None:
@@ -61,11 +61,9 @@ class _Pipe:
             self.writing = -1
 
     def close(self) -> None:
-        """Takes what is still in it."""
+        """Takes what is in it now: whatever the trial has left running may write on and on."""
         self.close_writing()
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.fd, _PIPE):
-                self.data = (self.data + data)[-self._most :]
+        self._ready(READ)
         self._loop.forget(self.fd)
         os.close(self.fd)
 
@@ -79,15 +77,15 @@ class Attempt:
         self._done = done
         self._deadline = deadline
         self._late = False
-        self._report: _Pipe
-        self._output: _Pipe
+        self._report: Pipe
+        self._output: Pipe
         self._timer: Timer | None = None
 
     def start(self, launch: Launch, packed: int, state: UpgradeState) -> None:
         """Forks it; `packed` has `state`. Raises `OSError`; nothing is left over then."""
-        self._output = _Pipe(self._loop, MAX_OUTPUT)
+        self._output = Pipe(self._loop, MAX_OUTPUT)
         try:
-            self._report = _Pipe(self._loop, MAX_REPORT)
+            self._report = Pipe(self._loop, MAX_REPORT)
         except OSError:
             self._output.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from lb.master.loop import Loop
-from lb.master.upgrade_attempt import MAX_OUTPUT, Attempt, TrialReport
+from lb.master.upgrade_attempt import MAX_OUTPUT, Attempt, Pipe, TrialReport
 from lb.master.upgrade_launch import VARIABLE, Launch
 from lb.master.upgrade_state import pack
 from tests.harness import eventually, processes
@@ -107,6 +108,22 @@ time.sleep(100)"""
     assert report.error == "the new release did not get ready within 1s: waiting for Godot"
     pid = int(note.read_text())
     eventually(lambda: not processes.alive(pid), "its child is gone")
+
+
+def test_what_outlives_it_can_not_hold_the_master_up() -> None:
+    """What it has left running may write faster than anybody reads."""
+    loop = Loop(print)
+    pipe = Pipe(loop, 10)
+    fcntl.fcntl(pipe.writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.write(pipe.writing, b"x" * (1 << 20))
+    other = os.dup(pipe.fd)
+    try:
+        pipe.close()
+        assert pipe.data == b"x" * 10
+        assert len(os.read(other, 1 << 20)) >= 1 << 19, "the rest is left"
+    finally:
+        os.close(other)
+        loop.close()
 
 
 def test_it_ends_with_the_master(tmp_path: Path) -> None:
