@@ -24,7 +24,7 @@ from workers.contract.cells import MigrationReason, MigrationResult, RouteCell, 
 from workers.contract.entries import State
 from workers.contract.messages import Message
 from workers.contract.snapshot import WebSocketSpec
-from workers.contract.tunnels import BATCH, Done, End, Go, Handover, Offer, Ready, receive_handover
+from workers.contract.tunnels import BATCH, Done, Drop, End, Go, Handover, Offer, Ready, receive_handover
 from workers.io.adoption import MAX_TARGET
 from workers.io.closing import close_politely
 from workers.io.pacing import Cause
@@ -167,6 +167,35 @@ def test_those_on_the_ledger_change_entries(site: Site) -> None:
     assert other.gauges()["safe"] == 3
     assert "safe" not in one.gauges()
     assert migrations(other, MigrationReason.RETIRE, MigrationResult.OK) == 3
+
+
+def test_a_taker_does_not_count_on_a_keeper_that_has_no_room(site: Site) -> None:
+    """What its keeper does not have yet is on no ledger until it has it."""
+    one, other = site.workers
+    keepers = one.keep(), other.keep()
+    site.tunnel(one, age=2.0)
+    site.until(lambda: keepers[0].held, "it is held")
+    site.until(lambda: other.worker.keeping.channel, "the taker has a keeper")
+    other.keeper = None  # which reads nothing meanwhile
+    channel = other.worker.keeping.channel
+    assert channel is not None
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            messages.send(channel, Drop(entries=()))
+    giving, taking = OtherSide(site), OtherSide(site)
+    offer = taking.takes(one)
+    giving.gives(other)
+    giving.say(offer, taking.fds)
+    ready = giving.hear()
+    assert isinstance(ready, Ready)
+    assert (ready.refused, ready.entries) == ((), ((-1, 0),))
+    assert other.entries() == []
+    giving.say(Go())
+    assert isinstance(giving.hear(), Done)
+    other.keeper = keepers[1]
+    site.until(lambda: keepers[1].held, "it is held there")
+    giving.close()
+    taking.drop()
 
 
 def test_bytes_flow_on_the_ledger_too(site: Site) -> None:

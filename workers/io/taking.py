@@ -75,25 +75,23 @@ class Taker(Transfer):
             close_all(fds)
             self.abort(f"an offer came with {len(fds)} descriptors, and not {expected}")
             return
-        refused: list[int] = []
-        entries: list[tuple[int, int]] = []
         left = iter(fds)
-        for index, record in enumerate(offer.tunnels):
-            tunnel = self._build(record, left)
-            if tunnel is None:
-                refused.append(index)
-                entries.append((-1, 0))
-            else:
-                self._built.append(Coming(tunnel, record.entry, record.serial))
-                entries.append((tunnel.entry, self._serial(tunnel)))
+        tunnels = [self._build(record, left) for record in offer.tunnels]
         self.worker.keeping.tell()
+        refused = tuple(index for index, tunnel in enumerate(tunnels) if tunnel is None)
+        entries = tuple((-1, 0) if tunnel is None else self._entry(tunnel) for tunnel in tunnels)
         self._step = Step.READY
         self.deadline = NEVER
         # Where the giver is gone, that is what is read next.
-        self.send(Ready(refused=tuple(refused), entries=tuple(entries)))
+        self.send(Ready(refused=refused, entries=entries))
 
-    def _serial(self, tunnel: Tunnel) -> int:
-        return self.worker.keeping.area.serial(tunnel.entry) if tunnel.entry >= 0 else 0
+    def _entry(self, tunnel: Tunnel) -> tuple[int, int]:
+        """The entry of `tunnel` and its serial, where the keeper has it; without it, it is on no ledger."""
+        keeping = self.worker.keeping
+        if not keeping.holds(tunnel):
+            keeping.release(tunnel)
+            return -1, 0
+        return tunnel.entry, keeping.area.serial(tunnel.entry)
 
     def _build(self, record: TunnelRecord, fds: Iterator[int]) -> Tunnel | None:
         """The tunnel on the next of `fds`; `None` where it has to stay where it is."""
@@ -115,6 +113,7 @@ class Taker(Transfer):
         keeping = worker.keeping
         if record.bases is not None and record.entry >= 0 and keeping.channel is not None:
             keeping.enter(tunnel, record.bases, (self._order.giver, record.entry, record.serial))
+        self._built.append(Coming(tunnel, record.entry, record.serial))
         return tunnel
 
     # --- whose they are ------------------------------------------------------------------------------
