@@ -95,6 +95,14 @@ class Keeper:
                 assert received is not None and isinstance(received[0], tunnels.Settled)
                 return received[0]
 
+    def die(self) -> None:
+        """As if it were killed: every descriptor is closed."""
+        for held in self.keeper._held.values():
+            held.close()
+        for channel in (self.keeper._worker, self.keeper._master, self.channel):
+            if channel is not None:
+                channel.close()
+
     def close(self) -> None:
         self.keeper.close()
         self.channel.close()
@@ -421,6 +429,39 @@ def test_bytes_for_which_no_shelf_is_free_are_not_called_safe(monkeypatch: pytes
         play.close()
 
 
+def test_a_shelf_is_free_when_all_of_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a keeper puts onto a shelf finds one where none is in use any more."""
+    monkeypatch.setattr(estate, "SHELVES", 1)
+    play = Play(4096)
+    try:
+        play.say(play.client, frames(60_000))
+        play.block()
+        play.finish()
+        play.say(play.client, frames(70))
+        play.tunnel.from_client.receive(1000)
+        play.die()
+        play.finish()
+        assert play.heard[play.server] == play.said[play.client]
+    finally:
+        play.close()
+
+
+def test_a_tunnel_that_finds_the_ledger_full_comes_onto_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_AGAIN", 0.0)
+    play = Play()
+    try:
+        kept = play.worker.worker.keeping
+        with monkeypatch.context() as full:
+            full.setattr(kept.area, "entries", 1)
+            made, _, _ = play.site.tunnel(play.worker, age=10)
+            kept.tick()
+            before = made.crash_safe
+        kept.tick()
+        assert (before, made.crash_safe) == (False, True)
+    finally:
+        play.close()
+
+
 # --- when the keeper dies, too ---------------------------------------------------------------------------
 
 
@@ -443,7 +484,7 @@ def unproved(worker: DrivenWorker) -> int:
 
 def another_keeper(play: Play) -> None:
     """The keeper died, and the master forks another one."""
-    play.keeper.close()
+    play.keeper.die()
     play.keeper = Keeper(play.site)
     play.keeper.attend(play.worker, reclaim=False)
 

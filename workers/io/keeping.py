@@ -30,6 +30,7 @@ from workers.contract.entries import (
 )
 from workers.contract.tunnels import Drop, Hold
 from workers.core.frames import FrameTracker
+from workers.core.wheel import NEVER
 from workers.io import records, tcpinfo
 from workers.io.estate import put_frame
 from workers.io.shelves import Shelves
@@ -43,6 +44,7 @@ YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
 _GONE: Final = (errno.EPIPE, errno.ECONNRESET)
 _SHORTAGE: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
+_AGAIN: Final = 5.0  # seconds before another attempt to put tunnels onto the ledger
 _AT_ONCE: Final = 16  # such messages; a keeper that does not read must not use up what all processes share
 _PER_TICK: Final = 512  # tunnels that come onto the ledger in one tick, about 20 ms of work
 _FRAME: Final = int(DirectionCell.FRAME)
@@ -60,6 +62,7 @@ class Keeping:
         self.mark = area.cells[area.head : area.head + 1]
         self.channel: socket.socket | None = None  # to the keeper
         self._young: deque[Tunnel] = deque()
+        self._again_at = NEVER  # when those are looked for that found no place
         self._unheld: dict[int, Tunnel] = {}  # by entry: on the ledger, and not with the keeper yet
         self._held: set[int] = set()  # entries that the keeper has
         self._undropped: deque[int] = deque()
@@ -76,7 +79,16 @@ class Keeping:
         self.lose()
         channel.setblocking(False)
         self.channel = channel
-        self._young = deque(tunnel for tunnel in self.worker.tunnels.values() if tunnel.entry < 0)
+        self._young = self._waiting()
+
+    def _waiting(self) -> deque[Tunnel]:
+        """The tunnels that could come onto the ledger."""
+        tunnels = self.worker.tunnels.values()
+        return deque(tunnel for tunnel in tunnels if tunnel.entry < 0 and tunnel.movable)
+
+    def _try_again(self) -> None:
+        """What found no place gets another turn, all of it together."""
+        self._again_at = min(self._again_at, time.monotonic() + _AGAIN)
 
     def lose(self) -> None:
         """The keeper is gone: what it held waits for the next one, what it was to drop is dropped."""
@@ -104,8 +116,12 @@ class Keeping:
         """Puts onto the ledger what is old enough, and tells the keeper."""
         if self.channel is None:
             return
+        now = time.monotonic()
+        if now >= self._again_at:
+            self._again_at = NEVER
+            self._young = self._waiting()
         young = self._young
-        ripe = time.monotonic() - YOUNG
+        ripe = now - YOUNG
         for _ in range(_PER_TICK):
             if not young or young[0].started > ripe:
                 break
@@ -170,6 +186,9 @@ class Keeping:
                 # Urgent data would be counted and not be delivered (RFC 6093 says what it is worth).
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             client_counts, server_counts = tcpinfo.counts(client), tcpinfo.counts(server_sock)
+        except tcpinfo.NotCounted:
+            self._try_again()
+            return False
         except OSError:
             return False  # it is failing; its own callbacks find out
         up, down = tunnel.from_client, tunnel.from_server
@@ -277,6 +296,7 @@ class Keeping:
         if self._free:
             return self._free.pop()
         if self._used >= self.area.entries:
+            self._try_again()
             return -1
         self._used += 1
         self.cells[self.area.head + HeadCell.USED] = self._used
