@@ -97,6 +97,8 @@ class Keeper:
 
     def close(self) -> None:
         """Lets go of everything. Tunnels that have no worker any more must not look like ended in order."""
+        while self._hear_worker():
+            pass  # maybe it is gone
         for entry, held in self._held.items():
             if self._worker is None and self._is(entry, held, State.HELD):
                 held.sever()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.harness.workers import connected
 from workers.contract import messages, tunnels
 from workers.contract.entries import State
 from workers.contract.ledger import Ledger
@@ -96,3 +97,22 @@ def test_a_master_that_dies_while_it_asks_is_no_fault(
     for _ in range(3):
         made.turn(0.0)
     assert not made.running
+
+
+def test_tunnels_of_a_dead_worker_are_reset_also_where_its_end_was_not_read_yet(
+    keeper: tuple[Keeper, socket.socket, socket.socket],
+) -> None:
+    """The master may give a slot up in the moment in which its worker dies."""
+    made, master, worker = keeper
+    client, client_there = connected()
+    server, server_there = connected()
+    with client, server:
+        with client_there, server_there:
+            fds = [client_there.fileno(), server_there.fileno()]
+            messages.send(worker, tunnels.Hold(tunnels=((0, 7),)), fds)
+        worker.close()
+        messages.send(master, tunnels.Leave())
+        made.close()
+        for end in (client, server):
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
