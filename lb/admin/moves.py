@@ -152,6 +152,7 @@ class Moves:
         slots = sorted({worker.slot for worker in self._control.status.workers if worker.state != "starting"})
         target = next((i for i, server in enumerate(pool.spec.servers) if server.name == asked.to), -1)
         aim = pool.count(target) + sum(wanted.values()) if target >= 0 else 0
+        until = time.monotonic() + spread + LINGER
         orders = []
         for index, number in wanted.items():
             there = pool.tunnels[index]
@@ -160,7 +161,7 @@ class Moves:
             for slot, share in zip(slots, shares, strict=True):
                 order = MoveTunnels(
                     request=0, where=TunnelFilter(pool=pool.spec.name, server=name), count=share, code=code,
-                    spread=spread, until=time.monotonic() + spread + LINGER, pool=pool.spec.name,
+                    spread=spread, until=until, pool=pool.spec.name,
                     total=number, target=asked.to, aim=aim, reason=asked.reason,
                 )  # fmt: skip
                 orders.append((slot, order))

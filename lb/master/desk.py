@@ -34,7 +34,7 @@ from lb.master.reload import Reloader
 from lb.master.report import Outcome, StatusReport, UpgradeOutcome
 from lb.master.worker_process import WorkerProcess
 from workers.contract.errorlog import ErrorLog
-from workers.contract.messages import MAX_BYTES, Reclaimed, Tunnels, TunnelsClosed
+from workers.contract.messages import MAX_BYTES, MoveTunnels, Reclaimed, Tunnels, TunnelsClosed
 from workers.contract.snapshot import DECODE_ERRORS
 
 KEPT_EVENTS: Final = 200
@@ -75,8 +75,14 @@ class Desk:
         """How many there ever were."""
         return self._count
 
-    def restore(self, events: Iterable[Event], count: int) -> None:
+    @property
+    def moves(self) -> tuple[MoveTunnels, ...]:
+        """The moves of tunnels between servers that still go on."""
+        return self._questions.returns.current()
+
+    def restore(self, events: Iterable[Event], count: int, moves: Iterable[MoveTunnels] = ()) -> None:
         """Goes on where a predecessor of this process ended."""
+        self._questions.returns.restore(moves)
         self._events.extend(events)
         self._count = count
 
@@ -207,6 +213,7 @@ class Desk:
 
     def served(self, worker: WorkerProcess) -> None:
         """A fresh worker serves."""
+        self._questions.returns.tell(worker)
         text = f"worker {worker.slot} (pid {worker.pid}) serves"
         self.happened("worker-serves", text, slot=worker.slot, pid=worker.pid)
         self.changed()

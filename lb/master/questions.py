@@ -11,6 +11,7 @@ from lb.control.messages import AskWorker, WorkerAnswer
 from lb.master.control_process import ControlProcess
 from lb.master.fleet import Fleet
 from lb.master.loop import Loop, Timer
+from lb.master.returns import Returns
 from lb.master.worker_process import Phase, WorkerProcess
 from workers.contract.messages import MAX_BYTES, CloseTunnels, MoveTunnels, Tunnels, TunnelsClosed
 
@@ -46,6 +47,7 @@ class Questions:
         self._fleet = fleet
         self._answer_time = answer_time
         self._pending: dict[int, _Question] = {}
+        self.returns = Returns()
         # Never used twice, not even by a master that this process was before an upgrade.
         self._number = time.monotonic_ns()
 
@@ -66,6 +68,8 @@ class Questions:
         timer = self._loop.later(self._answer_time, lambda: self._too_late(number))
         self._pending[number] = _Question(asker, message.request, worker, timer)
         worker.send(msgspec.structs.replace(message.what, request=number))
+        if isinstance(message.what, MoveTunnels):
+            self.returns.note(message.what)
 
     def answered(self, worker: WorkerProcess, message: Tunnels | TunnelsClosed) -> None:
         """Passes the answer on; one that nobody waits for any more is dropped."""

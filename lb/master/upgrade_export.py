@@ -96,6 +96,7 @@ def export(instance: Instance, upgrades: UpgradeReport, began: float) -> Upgrade
         upgrades=upgrades,
         events=desk.events,
         event_count=desk.event_count,
+        moves=desk.moves,
         notify=instance.notifier.address,
     )
 

@@ -122,7 +122,7 @@ class Takeover:
         fleet.keepers.restarts.update(state.keeper_restarts)
         instance.control.restarts.update(state.control_restarts)
         instance.reloader.history.restore(state.reloads)
-        instance.desk.restore(state.events, state.event_count)
+        instance.desk.restore(state.events, state.event_count, state.moves)
         for child in self._heritage.children("keeper"):
             fleet.keepers.adopt(child.slot, _spawned(child))
         for child in self._heritage.children("worker"):

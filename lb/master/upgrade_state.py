@@ -19,6 +19,7 @@ from lb.control.messages import Event
 from lb.control.spec import Discovery
 from lb.master.deployment import sealed
 from lb.master.report import ReloadReport, UpgradeReport
+from workers.contract.messages import MoveTunnels
 from workers.contract.scoreboard import Capacity
 from workers.contract.snapshot import DECODE_ERRORS
 
@@ -136,6 +137,7 @@ class UpgradeState(Part, frozen=True, kw_only=True):
     upgrades: UpgradeReport = UpgradeReport()
     events: tuple[Event, ...] = ()
     event_count: int = 0
+    moves: tuple[MoveTunnels, ...] = ()
     notify: str = ""  # $NOTIFY_SOCKET
     signal_mask: tuple[int, ...] = ()
 

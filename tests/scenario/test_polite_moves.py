@@ -341,6 +341,29 @@ def test_a_new_server_gets_its_share(balancer: StartBalancer, crowd: Crowd) -> N
     assert "nothing to move" in lb.command("tunnels", "move", "--pool", "main", "-c", str(lb.file)).stdout
 
 
+@pytest.mark.parametrize("what", ["upgrade", "more workers", "killed workers"])
+def test_workers_that_come_during_a_move_know_where_to(
+    what: str, balancer: StartBalancer, crowd: Crowd
+) -> None:
+    lb = started(balancer, crowd, "a", "b", pool={"balance": "round-robin"}, drain={"hard_stop": "60s"})
+    crowd.join(lb.address, 80, returns=True)
+    eventually(lambda: held(lb) == 80, "all would outlive their worker")
+    lb.tables["pool"]["main"]["server"].append({"name": "c", "address": crowd.serve("c")})
+    lb.reload()
+    body = {"pool": "main", "to": "c", "spread": 5.0}
+    assert lb.admin("tunnels/move", method="POST", body=body)["count"] == 26
+    if what == "upgrade":
+        assert lb.command("upgrade", "-c", str(lb.file)).returncode == 0
+    elif what == "more workers":
+        lb.send_signal(signal.SIGTTIN)
+    else:
+        for slot, pid in enumerate(lb.worker_pids()):
+            os.kill(pid, signal.SIGKILL)
+            lb.wait_replaced(slot, pid)
+    eventually(lambda: len(crowd.ended()) >= 26 and crowd.open() == 80, "they came again")
+    assert crowd.where()["c"] == 26
+
+
 def test_some_are_moved_away_from_one_server(balancer: StartBalancer, crowd: Crowd) -> None:
     lb = started(balancer, crowd, "a", "b", pool={"balance": "round-robin"})
     crowd.join(lb.address, 40, returns=True)

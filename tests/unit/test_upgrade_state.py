@@ -30,6 +30,7 @@ from lb.master.upgrade_state import (
     restored,
     unpack,
 )
+from workers.contract.messages import MoveTunnels, TunnelFilter
 from workers.contract.scoreboard import Capacity
 
 
@@ -78,6 +79,20 @@ def full() -> UpgradeState:
         reloads=ReloadReport(succeeded=1, failed=0, last=outcome, last_success=2.0),
         events=(Event(kind="reload", text="done", at=1.0, fields={"generation": 3}, number=1),),
         event_count=1,
+        moves=(
+            MoveTunnels(
+                request=0,
+                where=TunnelFilter(pool="web", server="a"),
+                count=0,
+                code=1012,
+                spread=1.0,
+                until=9.5,
+                pool="web",
+                total=3,
+                target="b",
+                aim=7,
+            ),
+        ),
         signal_mask=(1, 2),
     )
 
