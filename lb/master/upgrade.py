@@ -202,7 +202,7 @@ class Upgrader:
 
     def fail_after(self, error: str) -> None:
         """In the successor: the new workers don't serve (yet)."""
-        self._finish(error)
+        self._finish("; ".join(filter(None, (error, self._lacking))))
 
     def _fail(self, error: str) -> None:
         """Nothing has changed."""
