@@ -64,7 +64,7 @@ class Process(Table, frozen=True, kw_only=True):
         float, Key(Duration("0s"), "At a graceful stop, what is left after this is closed.")
     ] = 30.0
     wedged_after: Annotated[
-        float, Key(Duration("1s", "1h"), "A worker whose event loop stands still this long is replaced.")
+        float, Key(Duration("1s", "1h"), "A worker or keeper that stands still this long is replaced.")
     ] = 10.0
     rebalance: Annotated[
         Rebalance | None, Key(TableOf(Rebalance, off=True), "Evens out the workers' numbers of WebSockets.")
