@@ -65,7 +65,7 @@ class CommandServer:
         self._trusted = (0, os.geteuid())
         self._serve = serve
         self._clients: set[_Client] = set()
-        loop.watch(listening.fileno(), READ, self._accept)
+        self.resume()
 
     def close(self) -> None:
         """Removes the socket and ends what is still connected: a waiting `lb stop` sees it is done."""
@@ -90,7 +90,12 @@ class CommandServer:
         client.wait(command)
         return client.respond
 
-    def _resume(self) -> None:
+    def pause(self) -> None:
+        """Until `resume`, those who connect wait, be it for a successor of this process."""
+        self._loop.forget(self._listening.fileno())
+
+    def resume(self) -> None:
+        """Serves whoever connects."""
         if self._listening.fileno() >= 0:
             self._loop.watch(self._listening.fileno(), READ, self._accept)
 
@@ -102,7 +107,7 @@ class CommandServer:
         except OSError:
             # No descriptors: the socket would stay ready and the loop spin.
             self._loop.forget(self._listening.fileno())
-            self._loop.later(_ACCEPT_PAUSE, self._resume)
+            self._loop.later(_ACCEPT_PAUSE, self.resume)
             return
         if len(self._clients) >= MAX_CLIENTS or _uid(connection) not in self._trusted:
             connection.close()

@@ -26,7 +26,7 @@ from lb.master.instance import Instance
 from lb.master.loop import Loop
 from lb.master.report import Reply, UpgradeOutcome, UpgradeReport
 from lb.master.upgrade_attempt import Attempt, TrialReport
-from lb.master.upgrade_export import export, unrest
+from lb.master.upgrade_export import COMMAND, export, unrest
 from lb.master.upgrade_launch import Launch, LaunchError, Order
 from lb.master.upgrade_state import UpgradeState, pack
 from workers.contract.errorlog import ErrorLog
@@ -128,7 +128,7 @@ class Upgrader:
     def _look(self, then: Callable[[], None]) -> None:
         if self.step is not Step.SETTLING:
             return
-        why = unrest(self._instance)
+        why = self._unrest()
         if not why:
             then()
         elif time.monotonic() < self._rest_by:
@@ -136,9 +136,19 @@ class Upgrader:
         else:
             self._fail(f"{why}, for {REST_DEADLINE:g}s: try again when that is over")
 
+    def _unrest(self) -> str:
+        command = self._instance.command
+        if why := unrest(self._instance):
+            command.resume()
+            return why
+        # Who asks now waits until this is over: somebody who asks all the time would hold it up for ever.
+        command.pause()
+        return "another command is being served" if command.waiting(COMMAND) is None else ""
+
     def _try(self) -> None:
         assert self._launch is not None
         self.step = Step.TRYING
+        self._instance.command.resume()
         attempt = Attempt(self._loop, self._tried)
         try:
             state = export(self._instance, self.report, self._began)
@@ -212,6 +222,7 @@ class Upgrader:
 
     def _finish(self, error: str) -> None:
         self.step = Step.IDLE
+        self._instance.command.resume()
         outcome = UpgradeOutcome(
             ok=not error,
             before=self._before,

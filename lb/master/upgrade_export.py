@@ -42,8 +42,6 @@ def unrest(instance: Instance) -> str:
             return f"a process (pid {child.pid}) is ending"
         if child.behind:
             return f"a process (pid {child.pid}) does not read what it is told"
-    if instance.command.waiting(COMMAND) is None:
-        return "another command is being served"
     return ""
 
 
