@@ -54,7 +54,7 @@ def run(launch: Launch, deadline: float = 30.0) -> TrialReport:
     before = own_descriptors()
     try:
         trial.start(launch, packed, state)
-        look()
+        loop.later(0.0, look)  # it may be over already, and a stop counts for a loop that runs
         loop.run()
         assert own_descriptors() == before
     finally:
