@@ -446,6 +446,22 @@ def test_a_shelf_is_free_when_all_of_it_was_sent(monkeypatch: pytest.MonkeyPatch
         play.close()
 
 
+def test_a_chunk_in_flight_goes_onto_a_shelf_of_its_own() -> None:
+    """While what waits for a slow reader lies on the first one."""
+    play = Play(4096)
+    try:
+        play.say(play.client, frames(60_000))
+        play.block()
+        play.say(play.server, frames(70, masked=False))
+        play.tunnel.from_server.receive(1000)
+        play.die()
+        play.finish()
+        assert play.heard[play.server] == play.said[play.client]
+        assert play.heard[play.client] == play.said[play.server]
+    finally:
+        play.close()
+
+
 def test_a_tunnel_that_finds_the_ledger_full_comes_onto_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "_AGAIN", 0.0)
     play = Play()

@@ -151,8 +151,10 @@ class Estate:
         cells = self._cells
         other = 1 - cells[at + DirectionCell.ACCOUNT]
         place = at + (DirectionCell.SECOND if other else DirectionCell.FIRST)
-        for cell, value in zip(AccountCell, (*account, shelf), strict=False):
-            cells[place + cell] = value
+        cells[place + AccountCell.POSITION] = account.position
+        cells[place + AccountCell.SHIFT] = account.shift
+        cells[place + AccountCell.SIZE] = account.size
+        cells[place + AccountCell.SHELF] = shelf
         cells[at + DirectionCell.ACCOUNT] = other
 
     def _free_shelf(self) -> int:
