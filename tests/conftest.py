@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from tests.harness.balancer import LoadBalancer
 from tests.harness.settings import Tables
@@ -15,6 +16,10 @@ from tests.harness.upstream import Handler, Upstream, answer
 
 StartBalancer = Callable[..., LoadBalancer]
 StartUpstream = Callable[..., Upstream]
+
+# Several tests run at a time: how long an example takes says nothing.
+hypothesis_settings.register_profile("ours", deadline=None)
+hypothesis_settings.load_profile("ours")
 
 
 @pytest.fixture

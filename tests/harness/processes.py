@@ -38,9 +38,13 @@ def resident_bytes(pid: int) -> int:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """Each open descriptor of `pid` and what it points to."""
+    """Each open descriptor of `pid` and what it points to; a process that is gone has none."""
     found: dict[int, str] = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
+    try:
+        entries = list(Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        return found
+    for entry in entries:
         try:
             found[int(entry.name)] = os.readlink(entry)
         except FileNotFoundError:  # closed between the listing and the look

@@ -289,8 +289,8 @@ def test_it_follows_the_size_of_the_window(server: AdminServer) -> None:
         terminal.resize(40, 10)
         terminal.process.send_signal(signal.SIGWINCH)
         deadline = time.monotonic() + 30
-        while "files" in terminal.shown.rpartition("worker")[2]:
-            assert time.monotonic() < deadline
+        while "files" in (last := terminal.shown.rpartition("worker")[2]):
+            assert time.monotonic() < deadline, last
             terminal.wait_for("worker")
             terminal.wait_for("server")
         terminal.types("q")

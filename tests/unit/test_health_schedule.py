@@ -45,13 +45,15 @@ class Switch:
             self._running += 1
             self.most = max(self.most, self._running)
         try:
-            if connection.read_request() is not None:
-                if self.seconds:
-                    time.sleep(self.seconds)
-                connection.send(reply(b"", self.status))
+            asked = connection.read_request() is not None
+            if asked and self.seconds:
+                time.sleep(self.seconds)
         finally:
+            # Before the answer: whoever has it may ask again at once.
             with self._lock:
                 self._running -= 1
+        if asked:
+            connection.send(reply(b"", self.status))
 
 
 def server_at(upstream: Upstream, slot: int = 0, **more: Any) -> ServerSpec:

@@ -175,6 +175,6 @@ def test_every_module_can_be_imported_alone() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

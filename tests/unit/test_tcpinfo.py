@@ -106,24 +106,24 @@ def test_counts_are_exact_while_the_peer_talks_and_listens(pair: Pair) -> None:
     theirs.setblocking(True)
     ours.sendall(bytes(200_000))
     before = tcpinfo.counts(ours)
-    done = threading.Event()
+    talks = threading.Event()
 
     def talk() -> None:
         theirs.settimeout(5)
         for _ in range(100):
             theirs.recv(2000)
             theirs.send(bytes(1500))
-        done.set()
+            talks.set()
 
     talker = threading.Thread(target=talk)
     talker.start()
-    looks = 0
-    while not done.is_set():
+    assert talks.wait(30)
+    while talker.is_alive():
         found = tcpinfo.counts(ours)
         assert (found.read, found.written) == (before.read, before.written)
-        looks += 1
     talker.join()
-    assert looks > 10
+    found = tcpinfo.counts(ours)
+    assert (found.read, found.written) == (before.read, before.written)
 
 
 def test_unix_sockets_are_not_counted() -> None:
