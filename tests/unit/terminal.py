@@ -23,13 +23,15 @@ class Terminal:
         termios.tcsetwinsize(self._slave, (24, 80))
         self.modes_before = termios.tcgetattr(self._slave)
         self.shown = ""
+        # These would be believed more than the terminal.
+        outside = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             ["setsid", "--ctty", sys.executable, "-m", "lb", *arguments],  # keys make signals there
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
             cwd=ROOT,
-            env={**os.environ, "TERM": "xterm-256color", **(environment or {})},
+            env={**outside, "TERM": "xterm-256color", **(environment or {})},
         )
 
     def __enter__(self) -> Terminal:
