@@ -33,7 +33,9 @@ def test_a_tunnel_with_pings_behind_it_and_one_on_its_way_goes_on(
 ) -> None:
     server = Server()
     workers = 1 if end == "killed" else 2
-    lb = balancer(settings([upstream(server).address], workers=workers, route=ROUTE))
+    # Long enough that none is given up while a process comes or goes.
+    route = {"websocket": {"ping": "5s"}}
+    lb = balancer(settings([upstream(server).address], workers=workers, route=route))
     ordeal = Ordeal(lb)
     sides: list[tuple[Side, Side]] = []
     raws = [ws.connect(lb.address) for _ in range(6)]
