@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import RawClient, eventually, fetch, processes
 from tests.harness import websocket as ws
-from tests.harness.client import Address
+from tests.harness.client import Address, ProtocolError
 from tests.harness.figures import Scrape
 from tests.harness.settings import settings
 from workers.core.descriptors import connection_cap
@@ -65,7 +65,7 @@ def test_exhaustion_in_the_middle_of_requests(balancer: StartBalancer, upstream:
 def served(address: Address) -> bool:
     try:
         return fetch(address).status == 200
-    except ConnectionError:
+    except (ConnectionError, ProtocolError):  # refused with a reset, or with an end
         return False
 
 
