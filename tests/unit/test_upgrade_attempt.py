@@ -146,7 +146,9 @@ time.sleep(100)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root) as master:
         assert master.stdout is not None
         pid = int(master.stdout.readline())
-        eventually(lambda: str(release).encode() in Path(f"/proc/{pid}/cmdline").read_bytes(), "it runs")
+        # (Until it executes the release, its command line is that of its master.)
+        command = Path(f"/proc/{pid}/cmdline")
+        eventually(lambda: command.read_bytes().split(b"\0")[1] == str(release).encode(), "it runs")
         master.kill()
     eventually(lambda: not processes.alive(pid), "the trial is gone")
 
