@@ -94,7 +94,7 @@ class Estate:
         # First the account, which says that the chunk is known, then where its frames end.
         if not account.last:
             self._put_account(at, Account(read, account.shift, len(data)), data)
-        self._put_frame(at, read, tracker)
+        put_frame(self._area, at, read, tracker)
 
     def streams(self, entry: int, client: RawSocket, server: RawSocket) -> tuple[Stream, Stream]:
         """Both directions of the tunnel `entry`, as they go on. Raises `Unproved` or `OSError`."""
@@ -178,9 +178,6 @@ class Estate:
         where = (at + DirectionCell.HEAD) * CELL
         head = self._area.memory[where : where + 2 * CELL]
         return int(self._cells[at + DirectionCell.FRAME]), head[: min(head[-1], 2 * CELL - 1)]
-
-    def _put_frame(self, at: int, position: int, tracker: FrameTracker) -> None:
-        put_frame(self._area, at, position, tracker)
 
 
 def put_frame(area: Area, at: int, position: int, tracker: FrameTracker) -> None:
