@@ -7,7 +7,8 @@
                          +------- failed ---------+--> IDLE, the old configuration serves on
 
 Another number of workers (TTIN, TTOU), and other servers that were discovered, are the same transaction with
-the configuration that is served.
+the configuration that is served: where a worker died over it, or was late, that was an accident, and it is
+tried again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from workers.contract.messages import Commit, Committed, Prepared, Refused
 
 PREPARE_DEADLINE: Final = 10.0
 _COMMIT_DEADLINE: Final = 10.0
+MAX_TRIES: Final = 4  # of what accidents stopped
 
 
 class Step(enum.Enum):
@@ -70,8 +72,8 @@ class Reloader:
         self._deadline = deadline
         self._attempt = fleet.deployment.generation  # never used twice: a late answer must not fit
         self._wishes = Wishes(log, path, fleet, in_use)
-        self._counted = True  # whether what goes on is a reload in the operator's eyes
-        self._replies: list[Reply] = []
+        self._job: Job | None = None
+        self._tries = 0  # of a job that accidents stopped, in a row
         self._timer: Timer | None = None
         self._began = 0.0
         self._transaction: Transaction | None = None
@@ -91,7 +93,7 @@ class Reloader:
     @property
     def reloading(self) -> bool:
         """Whether a reload goes on, or a change of the number of workers."""
-        return self.step is not Step.IDLE and self._counted
+        return self.step is not Step.IDLE and self._job is not None and self._job.counted
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -169,8 +171,7 @@ class Reloader:
     def _start(self, job: Job) -> None:
         self._began = time.monotonic()
         self._attempt += 1
-        self._replies = job.replies
-        self._counted = job.counted
+        self._job = job
         if job.counted:
             self.on_start()
         try:
@@ -221,15 +222,33 @@ class Reloader:
             for worker in self._fleet.workers.values()
             if worker.phase is Phase.LOADING or (worker.slot in self._asked and worker.slot not in self._done)
         ]
-        self._abort(f"no answer within {self._deadline:g}s from {', '.join(names)}")
+        self._accident(f"no answer within {self._deadline:g}s from {', '.join(names)}")
+
+    def _accident(self, why: str) -> None:
+        """Something stopped what is being prepared that need not have to do with it."""
+        again = self._job.again if self._job is not None else None
+        self._tries += 1
+        if again is None or not self._open:
+            self._abort(why)
+        elif self._tries >= MAX_TRIES:
+            self._abort(f"{why}; tried {self._tries} times, given up")
+        else:
+            self._log.warning("a change of the workers is tried again", tries=self._tries, error=why)
+            self._drop()
+            self._rest()
+            again()
 
     def _abort(self, why: str) -> None:
+        self._drop()
+        self._finish(self._outcome(error=why))
+
+    def _drop(self) -> None:
+        """Nobody serves what was prepared."""
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             for worker in self._asked.values():
                 self._fleet.abort(worker, transaction.deployment.generation)
             transaction.drop(self._listeners)
-        self._finish(self._outcome(error=why))
 
     # --- commit ----------------------------------------------------------------------------------------
 
@@ -304,7 +323,7 @@ class Reloader:
         if self._asked.get(worker.slot) is worker:
             if self.step is Step.PREPARING:
                 self._asked.pop(worker.slot)
-                self._abort(f"worker {worker.slot} (pid {worker.pid}) {why} while preparing")
+                self._accident(f"worker {worker.slot} (pid {worker.pid}) {why} while preparing")
                 return
             self._asked.pop(worker.slot)
         self._check_prepared()
@@ -330,17 +349,24 @@ class Reloader:
             self._timer = None
 
     def _finish(self, outcome: Outcome) -> None:
+        job, self._job = self._job, None
+        self._tries = 0
+        self._rest()
+        if job is None:
+            return
+        if job.counted:
+            self.history.record(outcome)
+            self.on_end(outcome)
+        for reply in job.replies:
+            reply(outcome)
+
+    def _rest(self) -> None:
+        """Nothing goes on: the next may begin."""
         self._cancel_timer()
         self.step = Step.IDLE
         self._transaction = None
         self._asked = {}
         self._done = set()
-        if self._counted:
-            self.history.record(outcome)
-            self.on_end(outcome)
-        replies, self._replies = self._replies, []
-        for reply in replies:
-            reply(outcome)
         if self._reopen:
             self.reopen_logs()
         self._soon()

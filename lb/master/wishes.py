@@ -21,11 +21,13 @@ Built = tuple[Plan, tuple[str, ...]]  # with what it changes, one line each
 
 class Job(NamedTuple):
     """One transaction to be done: `build` makes the plan of the generation that it is given, and may raise
-    `ConfigErrors`. `counted` says that it is a reload in the operator's eyes."""
+    `ConfigErrors`. `counted` says that it is a reload in the operator's eyes; `again` wishes for it anew, and
+    is `None` where the new configuration itself may be why workers die over it."""
 
     build: Callable[[int], Built]
     replies: list[Reply]
     counted: bool = True
+    again: Callable[[], None] | None = None
 
 
 class Wishes:
@@ -61,11 +63,24 @@ class Wishes:
             self._reload = False
             return Job(self._read, self.waiting())
         if self._scale and (count := self._new_count()):
-            return Job(lambda generation: self._rescaled(generation, count), [])
+            delta = count - len(self._fleet.active)
+            return Job(
+                lambda generation: self._rescaled(generation, count), [], again=lambda: self.scale(delta)
+            )
         if self._found is not None:
             (discovery, reply), self._found = self._found, None
-            return Job(lambda generation: self._rebuilt(generation, discovery), [reply], counted=False)
+            return Job(
+                lambda generation: self._rebuilt(generation, discovery),
+                [reply],
+                counted=False,
+                again=lambda: self._find_again(discovery, reply),
+            )
         return None
+
+    def _find_again(self, discovery: Discovery, reply: Reply) -> None:
+        """What was found later is wished for instead, where there is such."""
+        if self._found is None:
+            self._found = discovery, reply
 
     def waiting(self) -> list[Reply]:
         """Who waits for a reload that has not begun; each is told of once."""

@@ -2,10 +2,12 @@
 with workers that answer every connection with one JSON line about themselves.
 
 Run as `python -m tests.scenario.standin CONFIG`. What a worker does wrong is told by files beside CONFIG:
-`crash` (exits at start), `crash-prepare` (dies preparing), `refuse` (refuses to prepare), `slow`
+`crash` (exits at start), `crash-prepare` (dies preparing), `crash-once` (the first that sees it removes it
+and dies preparing), `refuse` (refuses to prepare), `slow`
 (accepts nothing while the file is there), `late` (is not ready while the file
 is there), `hang` (the event loop stands still when it accepts). The control process is a stand-in,
-too, unless there is a file `real-control`; `crash-control` makes the stand-in exit.
+too, unless there is a file `real-control`; `crash-control` makes the stand-in exit. PREPARE_DEADLINE in the
+environment is what workers get to prepare a reload, in seconds.
 
 Tunnels are numbers here: a file `tunnels-SLOT` opens as many in the worker as it says, and is removed then.
 Keepers and the workers' ends of hand-overs are stand-ins for them. `sticky` makes tunnels stay,
@@ -242,14 +244,20 @@ class StandIn:
     def take(self, pair: socket.socket) -> None:
         self.selector.unregister(pair)
         with pair:
-            self.add(int(pair.recv(100)))
-            pair.send(b"ok")
+            said = pair.recv(100)
+            if said:  # else the giver died
+                self.add(int(said))
+                pair.send(b"ok")
 
     # --- configurations and connections ------------------------------------------------------------------
 
     def prepare(self, generation: int) -> None:
         if (FOLDER / "crash-prepare").exists() and generation > 1:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if (FOLDER / "crash-once").exists():
+            with contextlib.suppress(FileNotFoundError):
+                (FOLDER / "crash-once").unlink()
+                os.kill(os.getpid(), signal.SIGSEGV)
         if (FOLDER / "refuse").exists():
             self.drop_attached()
             messages.send(self.channel, Refused(generation=generation, error="told to refuse"))
@@ -420,7 +428,8 @@ def main() -> int:
     FOLDER = path.parent
     try:
         control = spawn.preload().control if (FOLDER / "real-control").exists() else run_control
-        return Master(path, "test", Programs(run, control, run_keeper), prepare_deadline=2.0).run()
+        deadline = float(os.environ.get("PREPARE_DEADLINE", "2.0"))
+        return Master(path, "test", Programs(run, control, run_keeper), prepare_deadline=deadline).run()
     except ConfigErrors as errors:
         print(errors, file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lb.master.reload import MAX_TRIES
 from lb.master.signals import CONTROL
 from tests.scenario.master_harness import Instance, alive, answer, eventually, flag, queued
 
@@ -98,6 +99,38 @@ def test_one_worker_more_takes_a_share(instance: Instance) -> None:
     eventually(lambda: len(instance.pids()) == 3, "three workers")
     assert instance.pids().items() > before.items()
     eventually(lambda: instance.ask()["slot"] == 2, "an answer of the new one")
+
+
+def test_one_worker_more_comes_though_another_dies_over_it(instance: Instance) -> None:
+    instance.start()
+    with flag(instance, "crash-once"):
+        instance.signal(signal.SIGTTIN)
+        eventually(lambda: len(instance.pids()) == 3, "three workers")
+    report = instance.status()
+    assert report.restarts == {"SIGSEGV": 1}
+    assert (report.reloads.succeeded, report.reloads.failed) == (1, 0)
+    assert "a change of the workers is tried again" in instance.errors
+
+
+def test_one_worker_more_is_given_up_after_a_few_tries(instance: Instance) -> None:
+    instance.start({"PREPARE_DEADLINE": "0.3"})
+    before = instance.pids()
+    os.kill(before[0], signal.SIGSTOP)
+    instance.signal(signal.SIGTTIN)
+    eventually(lambda: instance.status().reloads.failed == 1, "the end of it")
+    os.kill(before[0], signal.SIGCONT)
+    assert instance.errors.count("is tried again") == MAX_TRIES - 1
+    last = instance.status().reloads.last
+    assert last is not None and f"tried {MAX_TRIES} times, given up" in last.error
+    eventually(lambda: heard(instance, 0), "what it missed")
+    instance.signal(signal.SIGTTIN)
+    eventually(lambda: len(instance.pids()) == 3, "three workers")
+    assert instance.pids().items() > before.items()
+
+
+def heard(instance: Instance, slot: int) -> bool:
+    """Whether the worker goes on."""
+    return next(one for one in instance.status().workers if one.slot == slot).heartbeat_age < 0.1
 
 
 def test_workers_that_come_back_get_the_retired_sockets(instance: Instance) -> None:
