@@ -1,6 +1,7 @@
 # make run    the load balancer over demo servers, on loopback
 # make test   the whole test suite
 # make lint   ruff;  make types   mypy --strict
+# make bench  lb side by side with nginx and HAProxy, where these are installed; see docs/performance.md
 # Each makes what it needs first, in .venv, and is quick when that is there.
 # ARGS are handed on: make test ARGS="tests/unit -k balance"; JOBS=1 runs one test at a time.
 
@@ -13,7 +14,7 @@ ARGS ?=
 JOBS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types clean
+.PHONY: help run test lint types bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,6 +31,9 @@ lint: $(VENV)/.stamp-test
 
 types: $(VENV)/.stamp-test
 	$(BIN)/mypy
+
+bench: $(VENV)/.stamp-test
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,331 @@
+"""Load of HTTP requests: one after the other on kept connections, at a fixed rate, on a connection each."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import ssl
+import time
+from collections import deque
+from typing import Final
+
+from tests.bench import wire
+from tests.bench.engine import Engine, is_upgraded
+from tests.harness.websocket import accept_token, handshake_bytes
+
+_OK: Final = b"HTTP/1.1 200 "
+_END: Final = b"\r\n\r\n"
+_MUCH: Final = 65_536  # bytes of a body
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
+
+
+class Exchange:
+    """A connection on which one request follows the other."""
+
+    __slots__ = (
+        "engine",
+        "left",
+        "make",
+        "piece",
+        "receive",
+        "receive_into",
+        "send",
+        "size",
+        "socket",
+        "started",
+        "tail",
+        "unsent",
+    )
+
+    def __init__(self, engine: Engine, make: wire.Requests) -> None:
+        self.engine = engine
+        self.make = make
+        self.size = wire.SIZES[engine.options.kind]
+        self.piece = b""  # of a head, or the last bytes of a body
+        self.left = -1  # bytes of the body that are still to come; -1: the head is not complete
+        self.unsent = b""
+        self.started = 0.0
+        self.tail = b""
+        self.open()
+
+    def open(self) -> None:
+        """Connects, which blocks. Raises `OSError`."""
+        self.socket = self.engine.connect()
+        self.receive = self.socket.recv
+        self.receive_into = self.socket.recv_into
+        self.send = self.socket.send
+        self.engine.watch(self.socket, self.readable)
+
+    def begin(self, started: float) -> None:
+        """Sends a request that was due at `started`."""
+        data, self.tail = self.make()
+        self.started = started
+        self.engine.busy += 1
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        sent = self.send(data)
+        if sent != len(data):
+            self.unsent = data[sent:]
+            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        elif self.unsent:
+            self.unsent = b""
+            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN)
+
+    def readable(self) -> None:
+        """Part of an answer has come, or there is room again for the rest of a request."""
+        if self.unsent:
+            with contextlib.suppress(BlockingIOError):
+                self._write(self.unsent)
+        if self.left > _MUCH:
+            self._skip()
+            return
+        data = self.receive(65_536)
+        if self.left < 0:
+            whole = len(data) - data.find(_END) == self.size + 4
+            if whole and data.startswith(_OK) and data.endswith(self.tail):
+                self.complete()
+                return
+            data = self._head(self.piece + data, ended=not data)
+            if self.left < 0:
+                return
+        self._body(data)
+
+    def _skip(self) -> None:
+        """Takes much of a body without an object for it; its end is looked at."""
+        got = self.receive_into(self.engine.scratch, min(len(self.engine.scratch), self.left - _MUCH // 2))
+        if not got:
+            raise ConnectionError("closed in the middle of an answer")
+        self.left -= got
+
+    def _head(self, data: bytes, *, ended: bool) -> bytes:
+        head, end, body = data.partition(_END)
+        if not end:
+            if ended:
+                raise ConnectionError("closed before the answer")
+            self.piece = data
+            return b""
+        length = _LENGTH.search(head + b"\r\n")
+        if not head.startswith(_OK) or length is None or int(length[1]) != self.size:
+            raise ConnectionError(f"not the answer: {head[:60]!r}")
+        self.left = self.size
+        self.piece = b""
+        return body
+
+    def _body(self, data: bytes) -> None:
+        if not data:
+            raise ConnectionError("closed in the middle of an answer")
+        self.left -= len(data)
+        self.piece = (self.piece + data)[-wire.TAIL :] if len(data) < wire.TAIL else data[-wire.TAIL :]
+        if self.left > 0:
+            return
+        if self.left < 0 or self.piece != self.tail:
+            raise ConnectionError("the answer is not to this request")
+        self.left = -1
+        self.piece = b""
+        self.complete()
+
+    def complete(self) -> None:
+        """The answer is there and right."""
+        now = self.engine.done(self.started)
+        if not self.engine.ending:
+            self.begin(now)
+
+
+class Paced(Exchange):
+    """An exchange that waits for its turn."""
+
+    __slots__ = ("idle",)
+
+    def __init__(self, engine: Engine, make: wire.Requests, idle: deque[Paced]) -> None:
+        self.idle = idle
+        super().__init__(engine, make)
+
+    def complete(self) -> None:
+        """The answer is there and right."""
+        self.engine.done(self.started)
+        self.idle.append(self)
+
+
+class ClosedLoop(Engine):
+    """Each connection has one request under way at any time."""
+
+    def prepare(self) -> None:
+        """Connects."""
+        make = wire.requests(self.options.kind, routes=self.options.routes)
+        self.exchanges = [Exchange(self, make) for _ in range(self.options.connections)]
+
+    def start(self) -> None:
+        """The first request on every connection."""
+        for exchange in self.exchanges:
+            exchange.begin(time.perf_counter())
+
+
+class OpenLoop(Engine):
+    """Requests at a fixed rate, whatever becomes of them; latency counts from when each was due."""
+
+    def prepare(self) -> None:
+        """Connects."""
+        make = wire.requests(self.options.kind, routes=self.options.routes)
+        self.idle: deque[Paced] = deque()
+        for _ in range(self.options.connections):
+            self.idle.append(Paced(self, make, self.idle))
+
+    def lost(self, fd: int, error: OSError) -> None:
+        """A connection broke: another one takes its place. One that was idle owed nothing."""
+        owner = getattr(self.ready.get(fd), "__self__", None)
+        assert isinstance(owner, Paced)
+        if owner in self.idle:
+            self.idle.remove(owner)
+        else:
+            self.failed(f"{type(error).__name__}: {error}")
+        self.forget(owner.socket)
+        owner.left, owner.piece, owner.unsent = -1, b"", b""
+        owner.open()
+        self.idle.append(owner)
+
+    def run(self, seconds: float) -> float:
+        """As for any engine."""
+        step = 1 / self.options.rate
+        began = time.perf_counter()
+        due = began
+        end = began + seconds
+        while due < end:
+            now = time.perf_counter()
+            while due <= now and self.idle:
+                self._begin(due)
+                due += step
+            # select(2) waits to the microsecond, epoll(7) in Python to the millisecond.
+            select.select([self.poll], [], [], max(0.0, due - time.perf_counter()) if self.idle else 0.05)
+            self.turn(0)
+            if time.perf_counter() > end + 10:
+                self.errors["requests were due that no connection was free for"] += 1
+                break
+        super().run(0)
+        return time.perf_counter() - began
+
+    def _begin(self, due: float) -> None:
+        exchange = self.idle.popleft()
+        try:
+            exchange.begin(due)
+        except OSError as error:
+            self.lost(exchange.socket.fileno(), error)
+
+
+class Opening:
+    """A connection for one operation: connect, TLS if asked for, ask, read the answer to its end."""
+
+    __slots__ = ("engine", "head", "make", "socket", "started", "tail")
+
+    def __init__(self, engine: Engine, make: wire.Requests) -> None:
+        self.engine = engine
+        self.make = make
+        self.open()
+
+    def open(self) -> None:
+        """Begins to connect."""
+        self.engine.busy += 1
+        self.started = time.perf_counter()
+        self.head = b""
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            self.socket.connect(("127.0.0.1", self.engine.options.port))
+        self.engine.watch(self.socket, self.connected, select.EPOLLOUT)
+
+    def connected(self) -> None:
+        """The connection stands, or was refused."""
+        error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise ConnectionError(error, "connect failed")
+        fd = self.socket.fileno()
+        self.engine.poll.modify(fd, select.EPOLLIN)
+        if self.engine.tls is None:
+            self.ask()
+            return
+        self.socket = self.engine.wrap(self.socket, handshake=False)
+        self.engine.ready[fd] = self.handshake
+        self.handshake()
+
+    def handshake(self) -> None:
+        """TLS goes on."""
+        assert isinstance(self.socket, ssl.SSLSocket)
+        self.socket.do_handshake()
+        self.ask()
+
+    def ask(self) -> None:
+        """The connection can be used."""
+        self.engine.ready[self.socket.fileno()] = self.readable
+        data, self.tail = self.make()
+        self.socket.send(data)
+
+    def readable(self) -> None:
+        """Part of the answer has come, or its end."""
+        data = self.socket.recv(65_536)
+        self.head += data
+        if data:
+            return
+        if not self.head.startswith(_OK) or not self.head.endswith(self.tail):
+            raise ConnectionError(f"not the answer: {self.head[:60]!r}")
+        if len(self.head) - self.head.find(_END) != wire.TAIL + 4:
+            raise ConnectionError(f"not the answer: {self.head[:60]!r}")
+        self.complete()
+
+    def complete(self) -> None:
+        """The answer is there and right."""
+        self.engine.done(self.started)
+        self.engine.forget(self.socket)
+        if not self.engine.ending:
+            self.open()
+
+
+class Upgrading(Opening):
+    """A WebSocket's handshake instead of a request; closed as soon as it stands."""
+
+    __slots__ = ()
+
+    def readable(self) -> None:
+        """Part of the answer has come."""
+        data = self.socket.recv(65_536)
+        self.head += data
+        if not is_upgraded(self.head, self.tail):
+            if not data or len(self.head) > 4096 or _END in self.head:
+                raise ConnectionError(f"the handshake was refused: {self.head[:60]!r}")
+            return
+        self.complete()
+
+
+class Connecting(Engine):
+    """So many connections at a time, for a request each."""
+
+    opening: type[Opening] = Opening
+
+    def start(self) -> None:
+        """The first connections."""
+        make = self.requests()
+        for _ in range(self.options.connections):
+            self.opening(self, make)
+
+    def requests(self) -> wire.Requests:
+        """What is asked on each."""
+        return wire.requests("small", close=True)
+
+
+class Handshakes(Connecting):
+    """So many connections at a time, each to become a WebSocket."""
+
+    opening = Upgrading
+
+    def requests(self) -> wire.Requests:
+        """What is asked on each."""
+        return _handshakes()
+
+
+def _handshakes() -> wire.Requests:
+    """Makes the next handshake at each call; the keys are 512 in turn."""
+    prepared = [handshake_bytes(f"/ws/room-{number:06d}", host="shop.example.com") for number in range(512)]
+    requests = [wire.Request(data, accept_token(key).encode()) for data, key in prepared]
+    turn = iter(range(1 << 62))
+    return lambda: requests[next(turn) % len(requests)]

@@ -1,0 +1,82 @@
+"""The machine that the bench runs on: its cores, what it is, and which programs are there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import workers
+from lb.cli.version import version as lb_version
+
+PACKAGES = {"nginx": "nginx", "haproxy": "haproxy"}  # as Debian, Ubuntu, Fedora and Alpine call them
+
+
+class Cores:
+    """Which cores the load and the proxies run on: apart where there are two or more."""
+
+    def __init__(self) -> None:
+        usable = sorted(os.sched_getaffinity(0))
+        self.all = set(usable)
+        self.apart = len(usable) > 1
+        self.proxy = {usable[-1]}
+        self.load = set(usable[:-1]) or {usable[0]}
+
+
+@contextlib.contextmanager
+def pinned(cores: set[int]) -> Iterator[None]:
+    """What is started meanwhile runs on `cores`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def version(program: str) -> str | None:
+    """The version of nginx or HAProxy; None where it is not installed."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin:/sbin")
+    if path is None:
+        return None
+    said = subprocess.run([path, "-v"], capture_output=True, text=True, check=False)
+    found = re.search(r"[0-9]+\.[0-9]+[0-9A-Za-z.+~-]*", said.stdout + said.stderr)
+    return found[0] if found else "unknown"
+
+
+def program_path(program: str) -> str:
+    """Where a program is; raises `FileNotFoundError` with the package to install."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin:/sbin")
+    if path is None:
+        raise FileNotFoundError(f"{program} is not installed; its package is called {PACKAGES[program]}")
+    return path
+
+
+def description(file_limit: int) -> dict[str, Any]:
+    """What a reader has to know about where figures come from."""
+    found = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*([0-9]+)", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "processor": found[1].strip() if found else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": int(memory[1]) // 1024 if memory else None,
+        "kernel": platform.release(),
+        "file_limit": file_limit,
+        "lb": lb_version(),
+        "compiled": bool(getattr(workers, "COMPILED", False)),
+        "python": platform.python_version(),
+        **{program: version(program) for program in PACKAGES},
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,69 @@
+"""A run: starts what is needed, measures workload after workload, and ends all of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.bench import machine
+from tests.bench.generators import server
+from tests.bench.measure import Setting, compare
+from tests.bench.proxies import KINDS, Proxy
+from tests.bench.workloads import WORKLOADS
+from tests.harness.certificates import Authority
+
+NAMES: Final = (*WORKLOADS,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured."""
+
+    names: list[str]
+    rounds: int
+    seconds: float
+    quick: bool
+
+
+class Run:
+    """Holds all that a run starts, until it is closed."""
+
+    def __init__(self, plan: Plan, file_limit: int, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lb-bench-")))
+        self._folder.chmod(0o755)  # nginx's workers may be another user's
+        cores = machine.Cores()
+        (port,) = self._stack.enter_context(server(cores.load))
+        self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say)
+        if not cores.apart:
+            self.setting.note("one core alone: load and proxies disturb each other")
+        self.certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")
+        self.proxies = self._installed()
+
+    def _installed(self) -> list[Proxy]:
+        found: list[Proxy] = []
+        for kind in KINDS:
+            try:
+                proxy = kind(self._folder / kind.program, self.certificate, self.setting.server_port)
+            except FileNotFoundError as error:
+                self.setting.note(str(error))
+                continue
+            self._stack.callback(proxy.stop)
+            found.append(proxy)
+        return found
+
+    def close(self) -> None:
+        """Ends all processes and removes all files."""
+        self._stack.close()
+
+    def all(self) -> None:
+        """Measures everything that was asked for."""
+        for proxy in self.proxies:
+            proxy.start(self.setting.cores.proxy)
+        for name in self.plan.names:
+            compare(self.setting, WORKLOADS[name], self.proxies)

@@ -1,0 +1,147 @@
+"""Load of WebSockets: echoes, one frame to many, and tunnels that do nothing."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+from tests.bench import wire
+from tests.bench.engine import PATIENCE, Engine
+
+REST = 0.02  # seconds between two bursts
+
+
+class Echo:
+    """A WebSocket on which one message is sent after the other, each when the last has come back."""
+
+    __slots__ = ("echo", "engine", "got", "messages", "receive", "send", "socket", "started", "unsent")
+
+    def __init__(self, engine: Engine, connection: socket.socket, messages: Iterator[wire.Message]) -> None:
+        self.engine = engine
+        self.socket = connection
+        self.receive = connection.recv
+        self.send = connection.send
+        self.messages = messages
+        self.got = 0
+        self.unsent: bytes | memoryview = b""
+        self.started = 0.0
+        self.echo = b""
+        engine.watch(connection, self.readable)
+
+    def begin(self, started: float) -> None:
+        """Sends the next message."""
+        data, self.echo = next(self.messages)
+        self.started = started
+        self.engine.busy += 1
+        self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        try:
+            sent = self.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(data):
+            self.unsent = memoryview(data)[sent:]
+            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        elif self.unsent:
+            self.unsent = b""
+            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN)
+
+    def readable(self) -> None:
+        """Part of an echo has come, or there is room again for the rest of a message."""
+        if self.unsent:
+            self._write(self.unsent)
+        data = self.receive(65_536)
+        if self.got or data != self.echo:
+            if not data or not self.echo.startswith(data, self.got):
+                raise ConnectionError(f"{len(data)} wrong bytes" if data else "closed")
+            self.got += len(data)
+            if self.got < len(self.echo):
+                return
+            self.got = 0
+        self.complete()
+
+    def complete(self) -> None:
+        """The echo is there and right."""
+        now = self.engine.done(self.started)
+        if not self.engine.ending:
+            self.begin(now)
+
+
+class Listening(Echo):
+    """A WebSocket that waits for a frame that was sent to all."""
+
+    __slots__ = ()
+
+    def complete(self) -> None:
+        """The frame is there and right."""
+        self.engine.done(self.started)
+        self.echo = b""
+
+
+class Tunnels(Engine):
+    """Echoes on every tunnel in a closed loop."""
+
+    def prepare(self) -> None:
+        """Opens the tunnels and lets each echo one message, so that all of them are in use."""
+        options = self.options
+        messages = wire.messages(options.size, 8 if options.size > 4096 else 64)
+        self.tunnels: list[Echo] = []
+        for number in range(options.first, options.first + options.connections):
+            self.tunnels.append(self.make(self.open_websocket(number), messages))
+        self.ending = True
+        for first in range(0, len(self.tunnels), 64):
+            for tunnel in self.tunnels[first : first + 64]:
+                tunnel.begin(time.perf_counter())
+            super().run(0)
+        if self.errors:
+            raise ConnectionError(f"the first messages: {dict(self.errors)}")
+        self.ending = False
+        del self.latencies[:]
+
+    def make(self, connection: socket.socket, messages: Iterator[wire.Message]) -> Echo:
+        """What drives one tunnel."""
+        return Echo(self, connection, messages)
+
+    def start(self) -> None:
+        """The first message on every tunnel."""
+        for tunnel in self.tunnels:
+            tunnel.begin(time.perf_counter())
+
+
+class Fan(Tunnels):
+    """One frame to every tunnel, again and again, with a rest between."""
+
+    def make(self, connection: socket.socket, messages: Iterator[wire.Message]) -> Echo:
+        """What drives one tunnel."""
+        return Listening(self, connection, messages)
+
+    def start(self) -> None:
+        """Connects to the server itself, which is told when to send."""
+        self.trigger = socket.create_connection(("127.0.0.1", self.options.server_port), PATIENCE)
+        self.frame = wire.frame_head(self.options.size, masked=False) + b"f" * self.options.size
+        self.bursts: list[float] = []
+
+    def run(self, seconds: float) -> float:
+        """Bursts for `seconds`."""
+        began = time.perf_counter()
+        while time.perf_counter() < began + seconds and not self.errors:
+            self.bursts.append(self._burst())
+            time.sleep(REST)
+        self.trigger.close()
+        return time.perf_counter() - began
+
+    def _burst(self) -> float:
+        began = time.perf_counter()
+        for tunnel in self.tunnels:
+            tunnel.started = began
+            tunnel.echo = self.frame
+        self.busy = len(self.tunnels)
+        self.trigger.sendall(b"GET /fan/%d HTTP/1.1\r\nHost: bench\r\n\r\n" % self.options.size)
+        super().run(0)
+        self.ending = False
+        took = time.perf_counter() - began
+        self.trigger.recv(65_536)
+        return took
