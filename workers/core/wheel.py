@@ -47,7 +47,7 @@ class Wheel:
 
     def move(self, item: Timed) -> None:
         """Puts `item` into the bucket of its deadline."""
-        if item.due is not NEVER:
+        if item.due != NEVER:
             self.drop(item)
         bucket = max(int(item.deadline / TICK) + 1, self._next)
         item.due = bucket * TICK
@@ -59,7 +59,7 @@ class Wheel:
 
     def drop(self, item: Timed) -> None:
         """Takes `item` out, as when its connection closes; harmless when it is in no bucket."""
-        if item.due is NEVER:
+        if item.due == NEVER:
             return
         bucket = round(item.due / TICK)
         item.due = NEVER

@@ -101,6 +101,23 @@ class Endpoint:
             self.reading = True
             self.muted = False
             self.worker.loop.add_reader(self.fd, self.on_readable)
+            if self.secure and self.tls_stream.pending():
+                # The kernel knows nothing of what OpenSSL holds already.
+                self.worker.loop.call_soon(self._read_held)
+
+    def _read_held(self) -> None:
+        if self.fd >= 0 and self.reading and self.tls_stream.pending():
+            self.on_readable()
+
+    @property
+    def tls_stream(self) -> TlsStream:
+        """`sock`, where it is `secure`."""
+        return cast(TlsStream, self.sock)
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether TLS has something that is to be read before the loop is waited for."""
+        return self.fd >= 0 and self.reading and self.tls_stream.deferred is not None
 
     def pause(self) -> None:
         """Stops reading: the sink is full, or the peer has sent its end. What is reset meanwhile is found
@@ -202,26 +219,3 @@ class Endpoint:
         self.deadline = NEVER
         self.fd = -1
         self.out = b""
-
-
-class TlsEndpoint(Endpoint):
-    """What TLS adds to reading; goes in front of the endpoint's own class. The kernel knows nothing of what
-    OpenSSL holds already, so that is asked for before the loop is waited for."""
-
-    __slots__ = ()
-
-    sock: TlsStream
-
-    def on_readable(self) -> None:
-        super().on_readable()
-        while self.fd >= 0 and self.reading and self.sock.deferred is not None:
-            super().on_readable()
-
-    def resume(self) -> None:
-        super().resume()
-        if self.reading and self.sock.pending():
-            self.worker.loop.call_soon(self._read_held)
-
-    def _read_held(self) -> None:
-        if self.fd >= 0 and self.reading and self.sock.pending():
-            self.on_readable()

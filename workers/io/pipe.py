@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract.cells import RouteCell
 from workers.contract.entries import POSITION, POSITION_BITS
@@ -359,18 +359,20 @@ class TlsPipe(Pipe):
 
     __slots__ = ()
 
-    source: TlsStream
-
     def on_readable(self) -> None:
         super().on_readable()
-        while self.reading and not self.out and self.source.deferred is not None:
+        while self.reading and not self.out and self._stream.deferred is not None:
             super().on_readable()
 
     def resume(self) -> None:
         super().resume()
-        if self.reading and self.source.pending():
+        if self.reading and self._stream.pending():
             self.worker.loop.call_soon(self._on_held)
 
+    @property
+    def _stream(self) -> TlsStream:
+        return cast(TlsStream, self.source)
+
     def _on_held(self) -> None:
-        if self.reading and self.source.pending():
+        if self.reading and self._stream.pending():
             (self.on_chunk or self.on_readable)()

@@ -9,7 +9,6 @@ from workers.contract.cells import WorkerCell
 from workers.contract.errors import ProxyError
 from workers.core.responses import refusal_response
 from workers.io.downstream import Client, State
-from workers.io.endpoint import TlsEndpoint
 from workers.io.tls import Handshake, TlsError
 
 _TLS_12: Final = int(WorkerCell.TLS_12)
@@ -18,10 +17,15 @@ _TLS_FAILED: Final = int(WorkerCell.TLS_FAILED)
 _TLS_TIMEOUT: Final = int(WorkerCell.TLS_TIMEOUT)
 
 
-class TlsClient(TlsEndpoint, Client):
+class TlsClient(Client):
     """A client connection that speaks TLS. `named` is the host that was checked last."""
 
     __slots__ = ("named",)
+
+    def on_readable(self) -> None:
+        super().on_readable()
+        while self.holds_more:
+            super().on_readable()
 
     def begin(self) -> None:
         """Waits for the handshake."""
@@ -34,7 +38,7 @@ class TlsClient(TlsEndpoint, Client):
 
     def _shake_hands(self) -> None:
         try:
-            wants = self.sock.handshake()
+            wants = self.tls_stream.handshake()
         except TlsError as error:
             self._handshake_failed(error)
             return
@@ -48,7 +52,7 @@ class TlsClient(TlsEndpoint, Client):
             return
         self.unwatch_writing()
         if wants is Handshake.DONE:
-            version = self.sock.version
+            version = self.tls_stream.version
             self.worker.slab.cells[_TLS_13 if version == "TLSv1.3" else _TLS_12] += 1
             self.state = State.OPEN
             self.reading = False  # `resume` puts the real reader in the place of the handshake's
@@ -68,7 +72,7 @@ class TlsClient(TlsEndpoint, Client):
                 errors.PLAIN_ON_TLS, date=self.worker.date(), close=True, without_body=False
             )
             try:
-                self.sock.send_plain(answer)
+                self.tls_stream.send_plain(answer)
             except OSError as failure:
                 self.worker.log.info("plain answer not sent", client=self.address, error=failure)
         if error.reason != "closed":
@@ -80,7 +84,7 @@ class TlsClient(TlsEndpoint, Client):
     def check_name(self, host: bytes) -> None:
         if host == self.named:
             return
-        name = self.sock.server_name
+        name = self.tls_stream.server_name
         if name is not None and host and self.listener.other_certificate(name, host.decode("ascii")):
             raise ProxyError(errors.MISDIRECTED, detail=f"the connection was made for {name}")
         self.named = host

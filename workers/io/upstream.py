@@ -14,7 +14,7 @@ from workers.contract import errors
 from workers.contract.cells import ServerCell
 from workers.contract.errors import ProxyError, Retry
 from workers.core.wheel import NEVER
-from workers.io.endpoint import Endpoint, TlsEndpoint
+from workers.io.endpoint import Endpoint
 from workers.io.tls import Handshake, Stream
 
 if TYPE_CHECKING:
@@ -209,10 +209,15 @@ class Upstream(Endpoint):
         return super().release()
 
 
-class TlsUpstream(TlsEndpoint, Upstream):
+class TlsUpstream(Upstream):
     """A connection to a server that speaks TLS."""
 
     __slots__ = ()
+
+    def on_readable(self) -> None:
+        super().on_readable()
+        while self.holds_more:
+            super().on_readable()
 
     def start(self, sockaddr: object) -> None:
         self.expect(self.server.pool.spec.timeouts.connect)  # with the handshake
@@ -247,7 +252,7 @@ class TlsUpstream(TlsEndpoint, Upstream):
     def _shake_hands(self) -> None:
         loop = self.worker.loop
         try:
-            wants = self.sock.handshake()
+            wants = self.tls_stream.handshake()
         except OSError as error:
             self._tls_failed(error)
             return
