@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from lb.cli import control, files, options, server, tunnels, upgrade
-from lb.cli.version import version
+from lb.cli import options
 from lb.master.failures import EXIT_USAGE
 
 Arguments = argparse.Namespace
@@ -28,75 +28,92 @@ class Command(NamedTuple):
     run: Callable[[Arguments], int]
 
 
-# What takes long to import is imported by the command that needs it.
+def _in(module: str, name: str) -> Callable[[Arguments], int]:
+    """The function `name` of `module`, which is imported when it is called: each command waits for what it
+    needs itself, and for nothing else."""
+
+    def run(arguments: Arguments) -> int:
+        code: int = getattr(importlib.import_module(module), name)(arguments)
+        return code
+
+    return run
 
 
 def _run(arguments: Arguments) -> int:
-    from lb.cli import serve
-
-    return serve.run(arguments)
-
-
-def _demo(arguments: Arguments) -> int:
-    from lb.cli import serve
-
-    return serve.demo(arguments)
+    # What is imported stays, so there is nothing to collect until the first fork (`spawn.freeze`).
+    gc.disable()
+    return _in("lb.cli.serve", "run")(arguments)
 
 
-def _top(arguments: Arguments) -> int:
-    from lb.cli.top import top
-
-    return top(arguments)
-
+_demo: Final = _in("lb.cli.serve", "demo")
 
 COMMANDS: Final = {
     "run": Command("run the load balancer in the foreground", "lb run -c lb.toml", options.config, _run),
     "demo": Command("run it over embedded demo servers", "lb demo", options.demo, _demo),
-    "init": Command("write a starter configuration", "lb init", options.init, files.init),
+    "init": Command("write a starter configuration", "lb init", options.init, _in("lb.cli.files", "init")),
     "check": Command(
-        "check a configuration file and print every error", "lb check lb.toml", options.check, files.check
+        "check a configuration file and print every error",
+        "lb check lb.toml",
+        options.check,
+        _in("lb.cli.files", "check"),
     ),
     "diff": Command(
         "show what a reload from OLD to NEW would change",
         "lb diff lb.toml new.toml",
         options.diff,
-        files.diff,
+        _in("lb.cli.files", "diff"),
     ),
     "reload": Command(
         "read the configuration again, in place, and wait for the outcome",
         "lb reload -c lb.toml",
         options.data,
-        control.reload,
+        _in("lb.cli.control", "reload"),
     ),
     "status": Command(
         "show the workers, listeners, pools and reloads of a running lb",
         "lb status --json",
         options.data,
-        control.status,
+        _in("lb.cli.control", "status"),
     ),
-    "top": Command("watch a running lb live", "lb top --interval 2s", options.top, _top),
+    "top": Command("watch a running lb live", "lb top --interval 2s", options.top, _in("lb.cli.top", "top")),
     "server": Command(
         "show a server, or drain it, take it out, bring it back or weigh it",
         "lb server web/10.0.0.11:8080 drain",
         options.server,
-        server.server,
+        _in("lb.cli.server", "server"),
     ),
     "tunnels": Command(
         "list the established WebSockets, close some, or move them between servers",
         "lb tunnels close --server 10.0.0.11:9000 --older 1h --code 1012 --spread 1m",
         options.tunnels,
-        tunnels.tunnels,
+        _in("lb.cli.tunnels", "tunnels"),
     ),
     "upgrade": Command(
         "put the release that is installed now in the place of the running one; no connection ends by it",
         "lb upgrade -c lb.toml",
         options.upgrade,
-        upgrade.upgrade,
+        _in("lb.cli.upgrade", "upgrade"),
     ),
     "stop": Command(
-        "stop a running lb and wait for its end", "lb stop -c lb.toml", options.stop, control.stop
+        "stop a running lb and wait for its end",
+        "lb stop -c lb.toml",
+        options.stop,
+        _in("lb.cli.control", "stop"),
     ),
 }
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes long to find, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
+        from lb.cli.version import version
+
+        print(f"lb {version()}")
+        parser.exit()
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -106,7 +123,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         description="An edge load balancer for HTTP and WebSocket.",
         epilog="example: lb init && lb check lb.toml && lb run",
     )
-    parser.add_argument("--version", action="version", version=f"lb {version()}")
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     parsers = {}
     for name, command in COMMANDS.items():
@@ -143,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Intermixed: options may stand between actions or ids.
         return _finish(COMMANDS[name], parsers[name].parse_intermixed_args(given[1:]))
     if name and not name.startswith("-"):
+        import difflib
+
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean lb {near[0]}?" if near else "lb --help lists the commands"
         print(f"lb: there is no command {name!r}; {hint}", file=sys.stderr)

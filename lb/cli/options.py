@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import Final
 
-from lb.cli.tunnels import LIMIT, seconds
+LIMIT: Final = 100  # tunnels that are listed unless told otherwise
 
 
 def demo(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +174,16 @@ def top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--svg", metavar="FILE", type=pathlib.Path, help=argparse.SUPPRESS)
     _api(parser)
     _json(parser, "print one status as a line of JSON every interval")
+
+
+def seconds(text: str) -> float:
+    """A duration on the command line, for argparse."""
+    from lb.config.units import parse_duration  # here, as it brings all of the configuration with it
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _interval(text: str) -> float:

@@ -12,12 +12,12 @@ from lb.admin.views import Closed, Moved, TunnelClose, TunnelMove, TunnelPage, T
 from lb.cli import address
 from lb.cli.api import Api, Refused
 from lb.cli.client import Unreachable
+from lb.cli.options import LIMIT
 from lb.cli.output import EXIT_FAILED, print_error, print_json
 from lb.cli.text import clean, duration, size, table
-from lb.config.units import format_duration, parse_duration
+from lb.config.units import format_duration
 from lb.master.failures import EXIT_USAGE
 
-LIMIT: Final = 100  # shown unless told otherwise
 _PAGE: Final = 1000
 _WORDS: Final = ("route", "pool", "server", "client")
 _TIMES: Final = ("older", "idle")
@@ -97,14 +97,6 @@ def filters(arguments: argparse.Namespace) -> dict[str, str | int | float]:
         if (value := getattr(arguments, name)) is not None:
             found[name] = value
     return found
-
-
-def seconds(text: str) -> float:
-    """A duration on the command line, for argparse."""
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- list ----------------------------------------------------------------------------------------------

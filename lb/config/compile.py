@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 import msgspec
 
-from lb.config.certificates import CertificateError, expiry_warning, load_certificates
 from lb.config.controlspec import control_spec, names_of, read_token
 from lb.config.found import every_server, with_files
 from lb.config.poolspec import PoolCompiler
@@ -199,6 +198,9 @@ class _Compiler:
         # Without certs the file was refused already.
         if listener.tls is None or not listener.tls.certs:
             return None
+        # Here, since it takes a tenth of the whole start, and many have no certificates.
+        from lb.config.certificates import CertificateError, expiry_warning, load_certificates
+
         try:
             loaded = load_certificates(listener.tls.certs, self._config.source.base)
         except CertificateError as error:

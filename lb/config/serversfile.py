@@ -13,8 +13,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-import yaml
-
 from lb.config import text
 from lb.config.files import read_regular
 from lb.config.text import Wrong
@@ -27,9 +25,6 @@ _MAX_WEIGHT: Final = 1000
 # What a YAML parser says bit by bit, see `_yaml`: a server with ten labels has 25 parts.
 _MAX_DEPTH: Final = 16
 _MAX_PARTS: Final = 500_000
-# Scalars stay text. The parser in C is ten times as fast; whether it is there depends on how the package
-# was built.
-_YamlLoader: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _BOOLEANS: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -71,22 +66,31 @@ def _decode(content: bytes, *, as_json: bool) -> object:
         raise ServersFileError("is not UTF-8") from error
     except RecursionError as error:
         raise ServersFileError("is nested too deep") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         what = _cut(" ".join(str(error).split()))
         raise ServersFileError(f"is no valid {kind}: {what}") from error
 
 
 def _yaml(content: str) -> object:
+    import yaml  # here, since it takes long and few have such files
+
+    # Scalars stay text. The parser in C is ten times as fast; whether it is there depends on how the package
+    # was built.
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     depth = 0
-    # Building nested values in C ends the process where they are too deep; this step does not nest.
-    for part, event in enumerate(yaml.parse(content, _YamlLoader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH or part > _MAX_PARTS:
-            raise ServersFileError("is nested too deep" if depth > _MAX_DEPTH else "has too many parts")
-        if isinstance(event, yaml.AliasEvent):
-            # A kilobyte of them can stand for more than any memory holds.
-            raise ServersFileError(f"has an alias, *{_cut(str(event.anchor))}: write out what it stands for")
-    return yaml.load(content, _YamlLoader)
+    try:
+        # Building nested values in C ends the process where they are too deep; this step does not nest.
+        for part, event in enumerate(yaml.parse(content, loader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH or part > _MAX_PARTS:
+                raise ServersFileError("is nested too deep" if depth > _MAX_DEPTH else "has too many parts")
+            if isinstance(event, yaml.AliasEvent):
+                # A kilobyte of them can stand for more than any memory holds.
+                alias = _cut(str(event.anchor))
+                raise ServersFileError(f"has an alias, *{alias}: write out what it stands for")
+        return yaml.load(content, loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _servers(groups: object) -> Iterator[FoundServer]:

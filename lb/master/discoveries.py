@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
-from lb.control.events import Quota
+from lb.control.quota import Quota
 from lb.control.spec import MAX_ADDRESSES, Discovery
 from lb.master.loop import Loop, Timer
 from lb.master.plan import Plan

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 from lb.master import ground, places, signals, spawn, status
@@ -37,6 +37,8 @@ from workers.contract.sink import Sink
 from workers.core.descriptors import connection_cap
 
 _AT_ONCE: Final = 0.5  # how long an immediate stop may take
+_WORKERS_FIRST: Final = 0.5  # how long the control process waits for the workers to be ready
+_DONE: Final = object()
 
 
 class Master:
@@ -71,7 +73,11 @@ class Master:
         )
         first = heritage.plan if heritage is not None else plans.first(self._path)
         user = spawn.identity(first.config.process.user)
-        programs = programs or spawn.preload()
+        # What is imported later is there before a successor could do without it.
+        self._rest: Iterator[None] | None = iter(())
+        if programs is None and heritage is None:
+            self._rest = spawn.preload_rest()
+        programs = programs or (spawn.preload() if heritage is not None else spawn.preload_workers())
         if heritage is None:
             self._ground = ground.fresh(self._path, first, self._open_files)
         else:
@@ -188,8 +194,7 @@ class Master:
         if not self._stops:
             deployment = self._fleet.deployment
             self._fleet.switch(deployment, tuple(range(deployment.plan.workers)))
-            # The workers don't wait for it, nor does readiness: without it, the traffic goes on.
-            self._control.start()
+            self._control_due = self._loop.later(_WORKERS_FIRST, self._prepare_control)
 
     def _take_over(self) -> None:
         self._reap()  # who died in between
@@ -224,6 +229,26 @@ class Master:
                 self._log.info("listening for the control process", what=name, address=service.address)
         self._desk.changed()
         self._reloader.open()
+        self._control_due.cancel()
+        self._prepare_control()
+
+    def _prepare_control(self) -> None:
+        """Imports what the control process needs, step by step, and starts it. Neither workers nor readiness
+        wait for it: without it, the traffic goes on."""
+        rest = self._rest
+        if self._stops or rest is None:
+            return
+        try:
+            done = next(rest, _DONE) is _DONE
+        except ImportError as error:
+            self._give_up(f"the installation is not whole: {error}")
+            return
+        if done:
+            self._rest = None
+            spawn.freeze()
+            self._control.start()
+        else:
+            self._control_due = self._loop.later(0.0, self._prepare_control)
 
     def _summary(self) -> str:
         count = len(self._fleet.active)

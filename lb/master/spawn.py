@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from lb.master import signals
@@ -37,16 +37,8 @@ _PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _EXIT_CRASHED: Final = 70  # sysexits: internal software error
 # What ours import in functions or load by name, besides what they import at their head.
-_LIBRARIES: Final = (
-    "aiodns",
-    "aiohttp.web",
-    "encodings.idna",
-    "encodings.latin_1",
-    "msgspec",
-    "prometheus_client",
-    "ssl",
-    "yaml",
-)
+_WORKER_LIBRARIES: Final = ("encodings.idna", "encodings.latin_1", "msgspec", "ssl")
+_LIBRARIES: Final = ("yaml", "cryptography.x509", "asyncio", "aiohttp.web", "aiodns", "prometheus_client")
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -90,14 +82,43 @@ def preload() -> Programs:
     """Imports everything that children run, so that a replacement never runs other code than its
     predecessor, even when a new version was installed meanwhile. No import may start a thread: forking
     would lose it."""
+    programs = preload_workers()
+    for _ in preload_rest():
+        pass
+    return programs
+
+
+def preload_workers() -> Programs:
+    """The part that workers and keepers run. Before the control process is forked, `preload_rest` has to
+    have come to its end."""
+    for name in _WORKER_LIBRARIES:
+        importlib.import_module(name)
+    _import_all("workers")
+    worker: RunWorker = importlib.import_module("workers.main").run
+    keeper: RunKeeper = importlib.import_module("workers.keeper").run
+    return Programs(worker, _run_control, keeper)
+
+
+def preload_rest() -> Iterator[None]:
+    """What the control process runs, and the master seldom, in steps: it takes longer than all the rest of
+    the start, and nobody who wants to be served needs it. Raises `ImportError`."""
     for name in _LIBRARIES:
         importlib.import_module(name)
-    for name in ("workers", "lb.control", "lb.metrics", "lb.admin", "lb.dashboard"):
+        yield
+    for name in ("lb.config", "lb.control", "lb.metrics", "lb.admin", "lb.dashboard"):
         _import_all(name)
-    worker: RunWorker = importlib.import_module("workers.main").run
-    control: RunControl = importlib.import_module("lb.control.main").run
-    keeper: RunKeeper = importlib.import_module("workers.keeper").run
-    return Programs(worker, control, keeper)
+        yield
+
+
+def _run_control(
+    channel: socket.socket,
+    board: Scoreboard,
+    bells: Bells,
+    metrics: socket.socket | None,
+    admin: socket.socket | None,
+) -> int:
+    run: RunControl = importlib.import_module("lb.control.main").run
+    return run(channel, board, bells, metrics, admin)
 
 
 def _import_all(name: str) -> None:
@@ -107,9 +128,10 @@ def _import_all(name: str) -> None:
 
 
 def freeze() -> None:
-    """Keeps the collector off what exists now, so that children go on sharing its pages."""
-    gc.collect()
+    """Keeps the collector off what exists now, so that children go on sharing its pages, and lets it collect
+    what comes. (What could be collected of that is little, and looking for it takes long.)"""
     gc.freeze()
+    gc.enable()
 
 
 def spawn(name: str, kept: Collection[int], main: Main, user: Identity | None) -> Spawned:

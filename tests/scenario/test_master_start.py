@@ -253,7 +253,7 @@ def test_control_c_in_a_terminal_ends_everything_in_order(instance: Instance) ->
         os.execv(sys.executable, [sys.executable, "-m", "tests.scenario.standin", str(instance.config)])
     shown = b""
     try:
-        while b"ready: " not in shown:
+        while b"ready: " not in shown or b"control process started" not in shown:
             shown += os.read(terminal, 4096)
         started = children(pid)
         assert len(started) == 5  # workers, keepers and control

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from lb.control.events import EventLog, Quota
+from lb.control.events import EventLog
 from lb.control.messages import Event
+from lb.control.quota import Quota
 from workers.contract.messages import MAX_BYTES
 
 

@@ -178,3 +178,24 @@ def test_every_module_can_be_imported_alone() -> None:
         timeout=110,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+# What is imported before anybody is served takes time from each start, and from each command.
+EARLY = """
+import sys
+from lb.cli import main
+first = set(sys.modules)
+import lb.cli.serve
+from lb.master import spawn
+spawn.preload_workers()
+second = set(sys.modules)
+spawn.preload()
+print(*({"lb.config", "workers.io.worker", "msgspec", "ssl"} & first))
+print(*({"aiohttp", "asyncio", "cryptography", "prometheus_client", "yaml", "lb.admin.app"} & second))
+print(*({"aiohttp.web", "lb.admin.app", "lb.config.certificates", "yaml"} - set(sys.modules)))
+"""
+
+
+def test_what_takes_long_to_import_is_imported_late() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["", "", "", ""]), done.stderr

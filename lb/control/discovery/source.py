@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from lb.control.events import EventLog, Quota
+from lb.control.events import EventLog
+from lb.control.quota import Quota
 from workers.contract.errorlog import ErrorLog
 
 Value = TypeVar("Value")
