@@ -214,9 +214,11 @@ class Footprint:
                 now.update(self._measure())
             except FileNotFoundError:  # a process that left meanwhile
                 return False
+            # Forked anew, a process begins with all that the master had imported by then.
+            born_with = self._before["master"][1]
             return all(
                 fds <= self._before.get(kind, (fds, 0))[0]
-                and (kind not in self._before or size <= self._before[kind][1] + _GROWTH)
+                and (kind not in self._before or size <= max(self._before[kind][1], born_with) + _GROWTH)
                 for kind, (fds, size) in now.items()
             )
 
