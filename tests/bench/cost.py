@@ -22,7 +22,7 @@ def tree(root: int) -> list[int]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU time of all threads of `pid`, also ended ones (clock_getcpuclockid(3)); 0: it is gone."""
+    """Seconds of CPU time of all threads of `pid`, also ended ones (clock_getcpuclockid(3)); 0: it's gone."""
     try:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
@@ -50,11 +50,12 @@ class Spent:
     user: float  # of `total`, as far as the kernel's ticks tell
     seconds: float  # that passed
     busy: float  # share of the proxy's cores that was used, by anybody
+    cores: int
 
     @property
     def foreign(self) -> float:
         """Share of the proxy's cores that others used."""
-        return max(0.0, self.busy - self.total / self.seconds)
+        return max(0.0, self.busy - self.total / self.seconds / self.cores)
 
 
 class Meter:
@@ -87,9 +88,9 @@ class Meter:
         zero = (0.0, 0.0)
         total = sum(spent - self._before.get(pid, zero)[0] for pid, (spent, _) in after.items())
         user = sum(spent - self._before.get(pid, zero)[1] for pid, (_, spent) in after.items())
-        return Spent(
-            total, min(user, total), seconds, (self._busy() - self._core) / len(self._cores) / seconds
-        )
+        cores = max(1, len(self._cores))
+        busy = (self._busy() - self._core) / cores / seconds
+        return Spent(total, min(user, total), seconds, busy, cores)
 
 
 def _user(pid: int) -> float:

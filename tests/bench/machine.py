@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,25 @@ from lb.cli.version import version as lb_version
 PACKAGES = {"nginx": "nginx", "haproxy": "haproxy"}  # as Debian, Ubuntu, Fedora and Alpine call them
 
 
+@dataclass(frozen=True)
 class Cores:
-    """Which cores the load and the proxies run on: apart where there are two or more."""
+    """Which cores the load and the proxies run on: apart where there are enough."""
 
-    def __init__(self) -> None:
-        usable = sorted(os.sched_getaffinity(0))
-        self.all = set(usable)
-        self.apart = len(usable) > 1
-        self.proxy = {usable[-1]}
-        self.load = set(usable[:-1]) or {usable[0]}
+    proxy: set[int]
+    load: set[int]
+
+    @property
+    def apart(self) -> bool:
+        """Whether neither takes time from the other."""
+        return not self.proxy & self.load
+
+
+def cores(workers: int = 1) -> Cores:
+    """For so many workers, which need a core each; the load gets the others, if these are as many."""
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2 * workers:
+        return Cores(set(usable), set(usable))
+    return Cores(set(usable[-workers:]), set(usable[:-workers]))
 
 
 @contextlib.contextmanager

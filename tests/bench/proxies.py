@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,6 +89,7 @@ class Proxy(ABC):
 
     name = ""
     program = ""
+    reloads = True
 
     def __init__(self, folder: Path, certificate: Path, server: int) -> None:
         self.folder = folder
@@ -99,6 +98,12 @@ class Proxy(ABC):
         self.port = free_port()
         self.tls_port = free_port()
         self.started_in = 0.0  # seconds until the first answer
+        self._state: tuple[set[int], int] | None = None
+
+    def ensure(self, cores: set[int], workers: int = 1) -> None:
+        """Starts it where it does not run on these cores with so many workers. Raises `OSError`."""
+        if not self.pid or self._state != (cores, workers):
+            self.start(cores, workers)
 
     @property
     @abstractmethod
@@ -107,8 +112,8 @@ class Proxy(ABC):
 
     def start(self, cores: set[int], workers: int = 1) -> None:
         """Starts it on `cores` and waits for its first answer. Raises `OSError` where it does not start."""
-        if self.pid:
-            self.stop()
+        self.stop()
+        self._state = (cores, workers)
         began = time.perf_counter()
         with machine.pinned(cores):
             self.launch(workers)
@@ -137,6 +142,10 @@ class Proxy(ABC):
     @abstractmethod
     def log(self) -> str:
         """What it said."""
+
+    def reload(self) -> None:
+        """Lets it read its configuration again, where it `reloads`."""
+        raise NotImplementedError(self.name)
 
 
 class Peer(Proxy):
@@ -209,6 +218,10 @@ class Nginx(Peer):
     name = program = "nginx"
     template = _NGINX
 
+    def reload(self) -> None:
+        """Lets it read its configuration again, which starts new workers."""
+        os.kill(self.pid, signal.SIGHUP)
+
     def command(self, file: Path) -> list[str]:
         """What runs it in the foreground."""
         return [self.path, "-e", "stderr", "-p", str(self.folder), "-c", str(file)]
@@ -219,6 +232,7 @@ class Haproxy(Peer):
 
     name = program = "haproxy"
     template = _HAPROXY
+    reloads = False  # without a master process; with one it starts another process in its place
 
     def command(self, file: Path) -> list[str]:
         """What runs it in the foreground."""
@@ -226,22 +240,12 @@ class Haproxy(Peer):
 
 
 class Lb(Proxy):
-    """This project. `changes` are tables that replace those of the configuration, or functions of them."""
+    """This project."""
 
-    program = "lb"
+    name = program = "lb"
 
-    def __init__(
-        self,
-        folder: Path,
-        certificate: Path,
-        server: int,
-        *,
-        name: str = "lb",
-        changes: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, certificate: Path, server: int) -> None:
         super().__init__(folder, certificate, server)
-        self.name = name
-        self.changes = dict(changes or {})
         self._lb: LoadBalancer | None = None
 
     def tables(self, workers: int) -> dict[str, Any]:
@@ -253,7 +257,6 @@ class Lb(Proxy):
             "tls": {"certs": [str(self.certificate)]},
         }
         tables["pool"]["main"]["keep_alive"] = {"max_idle": 256}
-        tables.update(self.changes)
         return tables
 
     @property
@@ -266,6 +269,12 @@ class Lb(Proxy):
     def pid(self) -> int:
         """The root of its processes; 0 while it does not run."""
         return self._lb.pid if self._lb is not None else 0
+
+    def reload(self) -> None:
+        """Reloads a configuration in which every route has changed. Raises `AssertionError`."""
+        for route in self.lb.tables["route"]:
+            route["headers"] = {"response_set": {"X-Reloaded": f"{time.monotonic():.6f}"}}
+        self.lb.reload()
 
     def launch(self, workers: int) -> None:
         """Starts its processes."""
@@ -290,8 +299,3 @@ class Lb(Proxy):
 
 
 KINDS: Final[tuple[type[Proxy], ...]] = (Lb, Nginx, Haproxy)
-
-
-def clean(folder: Path) -> None:
-    """Removes what proxies wrote."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -9,14 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.bench import machine
+from tests.bench import large, machine, own, scenes
 from tests.bench.generators import server
 from tests.bench.measure import Setting, compare
 from tests.bench.proxies import KINDS, Proxy
 from tests.bench.workloads import WORKLOADS
 from tests.harness.certificates import Authority
 
-NAMES: Final = (*WORKLOADS,)
+NAMES: Final = (
+    *WORKLOADS,
+    *scenes.MEMORY,
+    *own.COMPARISONS,
+    "start",
+    "reload",
+    "reload-large",
+    "workers",
+    "balance",
+    "tunnels",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Run:
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lb-bench-")))
         self._folder.chmod(0o755)  # nginx's workers may be another user's
-        cores = machine.Cores()
+        cores = machine.cores()
         (port,) = self._stack.enter_context(server(cores.load))
         self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say)
         if not cores.apart:
@@ -45,13 +55,17 @@ class Run:
         self.certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")
         self.proxies = self._installed()
 
-    def _installed(self) -> list[Proxy]:
+    def _installed(self, place: str = "") -> list[Proxy]:
+        """A proxy of each kind that is installed, with its files in a folder of that `place`."""
         found: list[Proxy] = []
         for kind in KINDS:
             try:
-                proxy = kind(self._folder / kind.program, self.certificate, self.setting.server_port)
+                proxy = kind(
+                    self._folder / f"{kind.program}{place}", self.certificate, self.setting.server_port
+                )
             except FileNotFoundError as error:
-                self.setting.note(str(error))
+                if not place:
+                    self.setting.note(str(error))
                 continue
             self._stack.callback(proxy.stop)
             found.append(proxy)
@@ -63,7 +77,30 @@ class Run:
 
     def all(self) -> None:
         """Measures everything that was asked for."""
-        for proxy in self.proxies:
-            proxy.start(self.setting.cores.proxy)
         for name in self.plan.names:
-            compare(self.setting, WORKLOADS[name], self.proxies)
+            self._one(name)
+
+    def _one(self, name: str) -> None:
+        setting, folder, certificate = self.setting, self._folder, self.certificate
+        match name:
+            case "start":
+                scenes.start(setting, self.proxies)
+            case "workers":
+                scenes.workers(setting, self._installed)
+            case "balance":
+                scenes.balance(setting, self.proxies)
+            case "tunnels":
+                large.tunnels(setting, folder, certificate, quick=self.plan.quick)
+            case "reload-large":
+                large.reload(setting, folder, certificate)
+            case _ if name in own.COMPARISONS:
+                own.run(setting, name, folder, certificate)
+            case _ if name in scenes.MEMORY:
+                scenes.memory(setting, name, self.proxies)
+            case _:
+                for proxy in self.proxies:
+                    proxy.ensure(setting.cores.proxy)
+                if name == "reload":
+                    scenes.reload(setting, self.proxies)
+                else:
+                    compare(setting, WORKLOADS[name], self.proxies)

@@ -20,6 +20,7 @@ class Workload:
     size: int = 64
     rate: float = 0.0
     tls: bool = False
+    routes: int = 1
     must: float | None = None  # the ratio to the better of nginx and HAProxy that is the goal
     aim: float | None = None
 
@@ -34,6 +35,7 @@ class Workload:
             kind=self.kind,
             size=self.size,
             rate=self.rate,
+            routes=self.routes,
             server_port=server_port,
         )
 
@@ -46,6 +48,8 @@ _ALL: Final = (
     Workload("http-1m", "GET of 1 MiB", "closed", connections=16, kind="1m", must=0.9, aim=0.7),
     Workload("http-close", "a connection for each small GET", "connect", must=1.5, aim=1.1),
     Workload("http-rate", "small GET, 2,000 a second", "rate", rate=2000.0),
+    Workload("http-rate-500", "small GET, 500 a second", "rate", rate=500.0),
+    Workload("http-rate-8k", "small GET, 8,000 a second", "rate", rate=8000.0),
     Workload("https-small", "GET of 60 bytes, TLS", "closed", tls=True, must=1.35, aim=1.0),
     Workload("tls-handshake", "a TLS connection for each small GET", "connect", tls=True),
     Workload("ws-small", "echo of 64 bytes", "echo", must=1.25, aim=1.0),
