@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.harness.websocket import accept_token, handshake_bytes
-
 PATIENCE: Final = 10.0  # seconds that anything may take before it is an error
-_PER_ADDRESS: Final = 20_000  # connections from one source address, which has 28,000 ports at the most
+OK: Final = b"HTTP/1.1 200 "
+END: Final = b"\r\n\r\n"
 
 
 @dataclass
@@ -65,12 +64,10 @@ class Engine:
 
     # --- connections -----------------------------------------------------------------------------
 
-    def connect(self, number: int = 0) -> socket.socket:
+    def connect(self) -> socket.socket:
         """A connection that stands, with TLS where asked for; it blocks. Raises `OSError`."""
         connection = socket.socket()
         connection.settimeout(PATIENCE)
-        if number >= _PER_ADDRESS:
-            connection.bind((f"127.0.1.{number // _PER_ADDRESS}", 0))
         connection.connect(("127.0.0.1", self.options.port))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection if self.tls is None else self.wrap(connection, handshake=True)
@@ -81,21 +78,6 @@ class Engine:
         return self.tls.wrap_socket(
             connection, server_hostname="shop.example.com", do_handshake_on_connect=handshake
         )
-
-    def open_websocket(self, number: int = 0) -> socket.socket:
-        """A WebSocket that stands; it blocks. Raises `OSError`."""
-        connection = self.connect(number)
-        request, key = handshake_bytes(f"/ws/room-{number:06d}")
-        connection.sendall(request)
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = connection.recv(4096)
-            if not data:
-                raise ConnectionError(f"closed in the handshake after {head[:80]!r}")
-            head += data
-        if not is_upgraded(head, accept_token(key).encode()):
-            raise ConnectionError(f"the handshake was refused: {head[:80]!r}")
-        return connection
 
     def watch(
         self, connection: socket.socket, callback: Callable[[], None], events: int = select.EPOLLIN
@@ -154,17 +136,21 @@ class Engine:
         while time.perf_counter() < deadline and self.ready:
             self.turn(min(0.05, seconds))
         self.ending = True
-        deadline = time.perf_counter() + PATIENCE
-        while self.busy > 0 and self.ready and time.perf_counter() < deadline:
-            self.turn(0.05)
-        if self.busy > 0:
-            self.errors[f"no answer within {PATIENCE:.0f} s"] += self.busy
+        self.settle()
         return time.perf_counter() - began
 
-
-def is_upgraded(head: bytes, token: bytes) -> bool:
-    """Whether a head is the 101 that was asked for."""
-    return head.startswith(b"HTTP/1.1 101 ") and token in head and head.endswith(b"\r\n\r\n")
+    def settle(self) -> None:
+        """Turns until all that has begun has ended, or nothing has for too long."""
+        deadline, ended = time.perf_counter() + PATIENCE, len(self.latencies)
+        while self.busy > 0 and self.ready:
+            self.turn(0.05)
+            if len(self.latencies) > ended:
+                deadline, ended = time.perf_counter() + PATIENCE, len(self.latencies)
+            elif time.perf_counter() > deadline:
+                break
+        if self.busy > 0:
+            self.errors[f"no answer within {PATIENCE:.0f} s"] += self.busy
+            self.busy = 0
 
 
 def _context() -> ssl.SSLContext:

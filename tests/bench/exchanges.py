@@ -1,22 +1,17 @@
-"""Load of HTTP requests: one after the other on kept connections, at a fixed rate, on a connection each."""
+"""Load of HTTP requests: one after the other on kept connections, and at a fixed rate."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import select
-import socket
-import ssl
 import time
 from collections import deque
 from typing import Final
 
 from tests.bench import wire
-from tests.bench.engine import Engine, is_upgraded
-from tests.harness.websocket import accept_token, handshake_bytes
+from tests.bench.engine import END, OK, Engine
 
-_OK: Final = b"HTTP/1.1 200 "
-_END: Final = b"\r\n\r\n"
 _MUCH: Final = 65_536  # bytes of a body
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
@@ -84,8 +79,8 @@ class Exchange:
             return
         data = self.receive(65_536)
         if self.left < 0:
-            whole = len(data) - data.find(_END) == self.size + 4
-            if whole and data.startswith(_OK) and data.endswith(self.tail):
+            whole = len(data) - data.find(END) == self.size + 4
+            if whole and data.startswith(OK) and data.endswith(self.tail):
                 self.complete()
                 return
             data = self._head(self.piece + data, ended=not data)
@@ -101,14 +96,14 @@ class Exchange:
         self.left -= got
 
     def _head(self, data: bytes, *, ended: bool) -> bytes:
-        head, end, body = data.partition(_END)
+        head, end, body = data.partition(END)
         if not end:
             if ended:
                 raise ConnectionError("closed before the answer")
             self.piece = data
             return b""
         length = _LENGTH.search(head + b"\r\n")
-        if not head.startswith(_OK) or length is None or int(length[1]) != self.size:
+        if not head.startswith(OK) or length is None or int(length[1]) != self.size:
             raise ConnectionError(f"not the answer: {head[:60]!r}")
         self.left = self.size
         self.piece = b""
@@ -212,120 +207,3 @@ class OpenLoop(Engine):
             exchange.begin(due)
         except OSError as error:
             self.lost(exchange.socket.fileno(), error)
-
-
-class Opening:
-    """A connection for one operation: connect, TLS if asked for, ask, read the answer to its end."""
-
-    __slots__ = ("engine", "head", "make", "socket", "started", "tail")
-
-    def __init__(self, engine: Engine, make: wire.Requests) -> None:
-        self.engine = engine
-        self.make = make
-        self.open()
-
-    def open(self) -> None:
-        """Begins to connect."""
-        self.engine.busy += 1
-        self.started = time.perf_counter()
-        self.head = b""
-        self.socket = socket.socket()
-        self.socket.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            self.socket.connect(("127.0.0.1", self.engine.options.port))
-        self.engine.watch(self.socket, self.connected, select.EPOLLOUT)
-
-    def connected(self) -> None:
-        """The connection stands, or was refused."""
-        error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise ConnectionError(error, "connect failed")
-        fd = self.socket.fileno()
-        self.engine.poll.modify(fd, select.EPOLLIN)
-        if self.engine.tls is None:
-            self.ask()
-            return
-        self.socket = self.engine.wrap(self.socket, handshake=False)
-        self.engine.ready[fd] = self.handshake
-        self.handshake()
-
-    def handshake(self) -> None:
-        """TLS goes on."""
-        assert isinstance(self.socket, ssl.SSLSocket)
-        self.socket.do_handshake()
-        self.ask()
-
-    def ask(self) -> None:
-        """The connection can be used."""
-        self.engine.ready[self.socket.fileno()] = self.readable
-        data, self.tail = self.make()
-        self.socket.send(data)
-
-    def readable(self) -> None:
-        """Part of the answer has come, or its end."""
-        data = self.socket.recv(65_536)
-        self.head += data
-        if data:
-            return
-        if not self.head.startswith(_OK) or not self.head.endswith(self.tail):
-            raise ConnectionError(f"not the answer: {self.head[:60]!r}")
-        if len(self.head) - self.head.find(_END) != wire.TAIL + 4:
-            raise ConnectionError(f"not the answer: {self.head[:60]!r}")
-        self.complete()
-
-    def complete(self) -> None:
-        """The answer is there and right."""
-        self.engine.done(self.started)
-        self.engine.forget(self.socket)
-        if not self.engine.ending:
-            self.open()
-
-
-class Upgrading(Opening):
-    """A WebSocket's handshake instead of a request; closed as soon as it stands."""
-
-    __slots__ = ()
-
-    def readable(self) -> None:
-        """Part of the answer has come."""
-        data = self.socket.recv(65_536)
-        self.head += data
-        if not is_upgraded(self.head, self.tail):
-            if not data or len(self.head) > 4096 or _END in self.head:
-                raise ConnectionError(f"the handshake was refused: {self.head[:60]!r}")
-            return
-        self.complete()
-
-
-class Connecting(Engine):
-    """So many connections at a time, for a request each."""
-
-    opening: type[Opening] = Opening
-
-    def start(self) -> None:
-        """The first connections."""
-        make = self.requests()
-        for _ in range(self.options.connections):
-            self.opening(self, make)
-
-    def requests(self) -> wire.Requests:
-        """What is asked on each."""
-        return wire.requests("small", close=True)
-
-
-class Handshakes(Connecting):
-    """So many connections at a time, each to become a WebSocket."""
-
-    opening = Upgrading
-
-    def requests(self) -> wire.Requests:
-        """What is asked on each."""
-        return _handshakes()
-
-
-def _handshakes() -> wire.Requests:
-    """Makes the next handshake at each call; the keys are 512 in turn."""
-    prepared = [handshake_bytes(f"/ws/room-{number:06d}", host="shop.example.com") for number in range(512)]
-    requests = [wire.Request(data, accept_token(key).encode()) for data, key in prepared]
-    turn = iter(range(1 << 62))
-    return lambda: requests[next(turn) % len(requests)]

@@ -63,16 +63,16 @@ class Load:
     def __init__(self, options: Options, cores: set[int]) -> None:
         self._within = options.seconds + _SLACK
         self._process = _start("load", json.dumps(asdict(options)), cores)
+
+    def __enter__(self) -> Load:
+        """Waits until its connections stand. Raises `LoadError`."""
         try:
             said = _line(self._process, self._within)
+            if said != "READY":
+                raise LoadError(said or "the load generator ended")
         except BaseException:
             _end(self._process)
             raise
-        if said != "READY":
-            _end(self._process)
-            raise LoadError(said or "the load generator ended")
-
-    def __enter__(self) -> Load:
         return self
 
     def __exit__(

@@ -108,11 +108,11 @@ def tunnels(setting: Setting, folder: Path, certificate: Path, *, quick: bool) -
         before = cost.memory(cost.tree(lb.pid))
         began = time.perf_counter()
         loads = [
-            stack.enter_context(
-                Load(Options("echo", lb.port, share, 0.0, first=number * share), everywhere.load)
-            )
+            Load(Options("echo", lb.port, share, 0.0, first=number * share), everywhere.load)
             for number in range(processes)
         ]
+        for load in loads:
+            stack.enter_context(load)
         opened = time.perf_counter() - began
         time.sleep(SETTLE)
         row = _idle(lb, share * processes, before)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.engine import Engine, Options, summary
-from tests.bench.exchanges import ClosedLoop, Connecting, Handshakes, OpenLoop
+from tests.bench.exchanges import ClosedLoop, OpenLoop
 from tests.bench.limits import raise_file_limit
+from tests.bench.openings import Connecting, Handshakes
 from tests.bench.tunnels import Fan, Tunnels
 
 MODES: Final[dict[str, type[Engine]]] = {

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tests.bench.figures import PEERS, Figures
+from tests.bench.own import COMPARISONS
+from tests.bench.scenes import MEMORY
 from tests.bench.workloads import WORKLOADS
 
 BEGIN: Final = "<!-- bench: begin (written by make bench ARGS=--write-docs) -->"
 END: Final = "<!-- bench: end -->"
 OURS: Final = "lb"
-PEERS: Final = ("nginx", "haproxy")
 NONE: Final = "-"
 
-Row = Mapping[str, Any]
+Goals = Mapping[str, tuple[float | None, float | None]]
 
 
 def number(value: float | None) -> str:
@@ -38,70 +39,145 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *lines)) + "\n"
 
 
-class Figures:
-    """The rounds of a run, asked by workload and proxy."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-
-    def values(self, workload: str, proxy: str, key: str) -> list[float]:
-        """One figure of every round."""
-        return [
-            row[key]
-            for row in self._rows
-            if row["workload"] == workload and row["proxy"] == proxy and row.get(key) is not None
-        ]
-
-    def of(
-        self,
-        workload: str,
-        proxy: str,
-        key: str,
-        choose: Callable[[list[float]], float] = statistics.median,
-    ) -> float | None:
-        """The median of a figure, or what else `choose` takes; None where it was not measured."""
-        values = self.values(workload, proxy, key)
-        return choose(values) if values else None
-
-    def better(self, workload: str, key: str, choose: Callable[[list[float]], float]) -> float | None:
-        """The better of the peers' figures."""
-        found = [value for peer in PEERS if (value := self.of(workload, peer, key, choose)) is not None]
-        return min(found, default=None)
-
-    def has(self, *workloads: str) -> bool:
-        """Whether there is a row of any of them."""
-        return any(row["workload"] in workloads for row in self._rows)
-
-    def proxies(self, workload: str) -> list[str]:
-        """Who was measured, in the order of the first round."""
-        return list(dict.fromkeys(row["proxy"] for row in self._rows if row["workload"] == workload))
+GOALS: Final = {
+    "ws-memory": (0.6, 0.4),
+    "wss-memory": (1.0, 0.8),
+    "wss-memory-64k": (0.6, 0.4),
+    "http-rate": (2.0, 1.2),
+}
 
 
-def _compared(figures: Figures, names: Sequence[str], key: str) -> list[list[str]]:
+def _compared(figures: Figures, names: Sequence[str], key: str, goals: Goals) -> str:
     lines = []
     for name in names:
-        if not figures.has(name):
+        if not figures.rows(name):
             continue
-        workload = WORKLOADS.get(name)
         cells = [figures.of(name, proxy, key) for proxy in (OURS, *PEERS)]
-        medians = ratio(cells[0], figures.better(name, key, statistics.median))
-        minima = ratio(figures.of(name, OURS, key, min), figures.better(name, key, min))
-        goals = (workload.must, workload.aim) if workload else (None, None)
-        lines.append([name, *map(number, cells), medians, minima, *(f"{g:g}" if g else NONE for g in goals)])
-    return lines
-
-
-def _side_by_side(figures: Figures) -> list[str]:
+        ratios = (
+            ratio(cells[0], figures.better(name, key)),
+            ratio(figures.of(name, OURS, key, min), figures.better(name, key, min)),
+        )
+        goal = goals.get(name, (None, None))
+        lines.append([name, *map(number, cells), *ratios, *(f"{g:.2f}" if g else NONE for g in goal)])
     heads = ("workload", OURS, *PEERS, "ratio", "ratio of minima", "must", "aim")
-    parts = []
-    for title, key, names in (
-        ("CPU microseconds per operation", "cpu_us", list(WORKLOADS)),
-        ("Memory per idle WebSocket, KiB", "kib", ["ws-memory", "wss-memory", "wss-memory-64k"]),
-        ("Latency at 2,000 requests a second, p99 in milliseconds", "p99_ms", ["http-rate"]),
-    ):
-        if lines := _compared(figures, names, key):
-            parts.append(f"### {title}\n\n{table(heads, lines)}")
-    return parts
+    return table(heads, lines) if lines else ""
+
+
+def _cpu(figures: Figures) -> str:
+    goals = {name: (workload.must, workload.aim) for name, workload in WORKLOADS.items()}
+    return _compared(figures, list(WORKLOADS), "cpu_us", goals)
+
+
+def _memory(figures: Figures) -> str:
+    return _compared(figures, list(MEMORY), "kib", GOALS)
+
+
+def _latency(figures: Figures) -> str:
+    return _compared(figures, ("http-rate-500", "http-rate", "http-rate-8k"), "p99_ms", GOALS)
+
+
+def _starts(figures: Figures) -> str:
+    return _compared(figures, ("start",), "ms", {})
+
+
+def _own(figures: Figures) -> str:
+    lines = []
+    for name in COMPARISONS:
+        first, *_ = figures.proxies(name) or [""]
+        for proxy in figures.proxies(name):
+            cpu = figures.of(name, proxy, "cpu_us")
+            least = figures.of(name, proxy, "cpu_us", min)
+            lines.append(
+                [
+                    f"{name}: {proxy}",
+                    number(cpu),
+                    ratio(cpu, figures.of(name, first, "cpu_us")),
+                    ratio(least, figures.of(name, first, "cpu_us", min)),
+                    number(figures.of(name, proxy, "rate")),
+                ]
+            )
+    heads = ("what", "CPU us/operation", "ratio to the first", "ratio of minima", "operations/s")
+    return table(heads, lines) if lines else ""
+
+
+def _workers(figures: Figures) -> str:
+    lines = []
+    for name in ("workers-http-small", "workers-ws-small"):
+        for proxy in (OURS, *PEERS):
+            one, two = f"{proxy}, 1", f"{proxy}, 2"
+            if not {one, two} <= set(figures.proxies(name)):
+                continue
+            cells = [figures.of(name, which, key) for key in ("cpu_us", "rate") for which in (one, two)]
+            lines.append([f"{name.removeprefix('workers-')}, {proxy}", *map(number, cells)])
+            lines[-1] += [ratio(cells[1], cells[0]), ratio(cells[3], cells[2])]
+    heads = (
+        "what",
+        "CPU us, 1",
+        "CPU us, 2",
+        "operations/s, 1",
+        "operations/s, 2",
+        "CPU ratio",
+        "rate ratio",
+    )
+    return table(heads, lines) if lines else ""
+
+
+def _plain(workload: str, columns: Mapping[str, str]) -> Callable[[Figures], str]:
+    """A table with a line for each proxy: the medians of `columns`, which are figures by their heads."""
+
+    def made(figures: Figures) -> str:
+        lines = []
+        for proxy in figures.proxies(workload):
+            cells = [number(figures.of(workload, proxy, key)) for key in columns.values()]
+            lines.append([proxy, *cells])
+        return table(("", *columns), lines) if lines else ""
+
+    return made
+
+
+def _spread(figures: Figures) -> str:
+    lines = [
+        [f"{name}, {row['proxy']}", ", ".join(map(str, row["held"])), number(row["most_to_mean"])]
+        for name in ("balance", "tunnels")
+        for row in figures.rows(name)
+    ]
+    return table(("", "WebSockets of each worker", "most / mean"), lines) if lines else ""
+
+
+_RELOAD: Final = {
+    "requests": "operations",
+    "failed": "failed",
+    "p99 ms": "p99_ms",
+    "longest ms": "max_ms",
+    "p99 ms without": "calm_p99_ms",
+    "longest ms without": "calm_max_ms",
+}
+_LARGE: Final = {
+    "longest ms": "max_ms",
+    "longest ms without": "calm_max_ms",
+    "failed": "failed",
+    "reload took ms": "reload_ms",
+    "loop lag, s": "lb_worker_loop_lag_seconds",
+}
+_TUNNELS: Final = {
+    "WebSockets": "tunnels",
+    "KiB each": "kib",
+    "CPU % while idle": "idle_cpu_percent",
+    "opened a second": "opened_a_second",
+    "echoed afterwards": "echoed",
+}
+_PARTS: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
+    ("CPU microseconds per operation", _cpu),
+    ("Memory per idle WebSocket, KiB", _memory),
+    ("Latency at fixed rates: p99, ms", _latency),
+    ("From the start to the first answer, ms", _starts),
+    ("Reload under 2,000 requests a second", _plain("reload", _RELOAD)),
+    ("Reload of 1,000 routes and 2,000 servers", _plain("reload-large", _LARGE)),
+    ("lb compared with itself", _own),
+    ("One worker and two", _workers),
+    ("How WebSockets fall on workers", _spread),
+    ("As many idle WebSockets as open files allow", _plain("tunnels", _TUNNELS)),
+)
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
@@ -120,11 +196,11 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 def markdown(result: Mapping[str, Any]) -> str:
     """The whole result, as the JSON has it."""
     figures = Figures(result["rows"])
-    parts = [
-        f"{machine_line(result['machine'])} {result['date']}, {result['rounds']} rounds of "
-        f"{result['seconds']:g} s each.\n",
-        *_side_by_side(figures),
-    ]
+    rounds = f"{result['date']}, {result['rounds']} rounds of {result['seconds']:g} s each."
+    parts = [f"{machine_line(result['machine'])} {rounds}\n"]
+    for title, make in _PARTS:
+        if text := make(figures):
+            parts.append(f"### {title}\n\n{text}")
     if result["notes"]:
         parts.append("### Notes\n\n" + "\n".join(f"- {note}" for note in result["notes"]) + "\n")
     return "\n".join(parts)

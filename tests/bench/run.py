@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench import large, machine, own, scenes
-from tests.bench.generators import server
+from tests.bench.generators import LoadError, server
 from tests.bench.measure import Setting, compare
 from tests.bench.proxies import KINDS, Proxy
 from tests.bench.workloads import WORKLOADS
@@ -78,7 +78,10 @@ class Run:
     def all(self) -> None:
         """Measures everything that was asked for."""
         for name in self.plan.names:
-            self._one(name)
+            try:
+                self._one(name)
+            except (LoadError, OSError, AssertionError) as error:
+                self.setting.note(f"{name}: not measured: {error}")
 
     def _one(self, name: str) -> None:
         setting, folder, certificate = self.setting, self._folder, self.certificate

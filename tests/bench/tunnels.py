@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 from tests.bench import wire
 from tests.bench.engine import PATIENCE, Engine
+from tests.bench.openings import Entering, handshakes
 
-REST = 0.02  # seconds between two bursts
+_REST = 0.02  # seconds between two bursts
+_AT_A_TIME = 64  # WebSockets that are being opened
 
 
 class Echo:
@@ -89,17 +91,23 @@ class Tunnels(Engine):
         options = self.options
         messages = wire.messages(options.size, 8 if options.size > 4096 else 64)
         self.tunnels: list[Echo] = []
-        for number in range(options.first, options.first + options.connections):
-            self.tunnels.append(self.make(self.open_websocket(number), messages))
-        self.ending = True
-        for first in range(0, len(self.tunnels), 64):
-            for tunnel in self.tunnels[first : first + 64]:
-                tunnel.begin(time.perf_counter())
-            super().run(0)
+        numbers = iter(range(options.first, options.first + options.connections))
+        requests = handshakes()
+
+        def enter(connection: socket.socket) -> None:
+            self.tunnels.append(self.make(connection, messages))
+
+        for _ in range(min(_AT_A_TIME, options.connections)):
+            Entering(self, requests, numbers, enter)
+        self.settle()
+        if len(self.tunnels) < options.connections:
+            self.errors["a WebSocket did not come to stand"] += options.connections - len(self.tunnels)
+        if not self.errors:  # one message each, all at a time, so that each is in use
+            self.ending = True
+            self.start_all()
+            self.settle()
         if self.errors:
-            raise ConnectionError(f"the first messages: {dict(self.errors)}")
-        self.ending = False
-        del self.latencies[:]
+            raise ConnectionError(f"the WebSockets can't be opened: {dict(self.errors.most_common(3))}")
 
     def make(self, connection: socket.socket, messages: Iterator[wire.Message]) -> Echo:
         """What drives one tunnel."""
@@ -107,6 +115,10 @@ class Tunnels(Engine):
 
     def start(self) -> None:
         """The first message on every tunnel."""
+        self.start_all()
+
+    def start_all(self) -> None:
+        """A message on every tunnel."""
         for tunnel in self.tunnels:
             tunnel.begin(time.perf_counter())
 
@@ -129,7 +141,7 @@ class Fan(Tunnels):
         began = time.perf_counter()
         while time.perf_counter() < began + seconds and not self.errors:
             self.bursts.append(self._burst())
-            time.sleep(REST)
+            time.sleep(_REST)
         self.trigger.close()
         return time.perf_counter() - began
 
@@ -140,8 +152,7 @@ class Fan(Tunnels):
             tunnel.echo = self.frame
         self.busy = len(self.tunnels)
         self.trigger.sendall(b"GET /fan/%d HTTP/1.1\r\nHost: bench\r\n\r\n" % self.options.size)
-        super().run(0)
-        self.ending = False
+        self.settle()
         took = time.perf_counter() - began
         self.trigger.recv(65_536)
         return took
