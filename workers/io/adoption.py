@@ -23,7 +23,7 @@ from workers.io.listening import Listener
 from workers.io.plan import Route
 from workers.io.pool import Pool
 from workers.io.server import Server
-from workers.io.tunnel import Identity, Tunnel
+from workers.io.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,11 +111,13 @@ def adopt(
         raise NotAdopted("other bytes wait than its record says")
     homes = _homes(worker)
     server = homes.server(record.pool)
-    who = Identity(
-        homes.route(record.route, server.pool), server, homes.listener(record.listener), record.settings,
-        record.address, record.host, record.target, record.request_id, record.started,
+    route = homes.route(record.route, server.pool)
+    listener = homes.listener(record.listener)
+    client, server_sock = _sockets(client_fd, server_fd)
+    tunnel = Tunnel(
+        worker, client, server_sock, route, server, listener, record.settings, address=record.address,
+        host=record.host, target=record.target, request_id=record.request_id, started=record.started,
     )  # fmt: skip
-    tunnel = Tunnel(worker, who, *_sockets(client_fd, server_fd))
     tunnel.open = False  # until it enters
     tunnel.seen = record.seen
     tunnel.closer = record.closer

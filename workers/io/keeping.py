@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from workers.io.worker import Worker
 
 YOUNG: Final = 1.0  # seconds that a tunnel is not worth keeping
-_GONE: Final = (errno.EPIPE, errno.ECONNRESET)
-_SHORTAGE: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+# Failures to tell the keeper anything: it is gone, or there is a shortage.
+_EXPECTED: Final = (errno.EPIPE, errno.ECONNRESET, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _BATCH: Final = 120  # tunnels in a message: two descriptors each, and the kernel takes 253
 _AGAIN: Final = 5.0  # seconds before another attempt to put tunnels onto the ledger
 _AT_ONCE: Final = 16  # such messages; a keeper that does not read must not use up what all processes share
@@ -169,7 +169,7 @@ class Keeping:
         except OSError as error:
             # Where it is gone, reading says so, behind what it may have given back. Anything else is a
             # shortage of the moment: the descriptors on their way are counted for all processes of a user.
-            if error.errno not in (*_GONE, *_SHORTAGE):
+            if error.errno not in _EXPECTED:
                 self.worker.log.warning("the keeper can't be told about tunnels", error=error)
             return False
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from workers.contract.cells import RouteCell
 from workers.contract.entries import POSITION, POSITION_BITS
@@ -40,6 +40,7 @@ class Pipe:
         "shift", "sink", "sink_fd", "source", "source_fd", "told", "told_bytes", "told_messages", "tracker",
         "tunnel", "worker",
     )  # fmt: skip
+    __deletable__: ClassVar = ["tunnel"]
 
     def __init__(self, tunnel: Tunnel, name: str, source: Stream, sink: Stream) -> None:
         self.tunnel = tunnel

@@ -173,19 +173,22 @@ class TlsStream:
 
     def _recv_more(self, buffer: bytearray | memoryview, received: int) -> int:
         with memoryview(buffer) as view:
-            while received < len(view):
+            count = RECORD
+            while count == RECORD and received < len(view):
                 with view[received:] as room:
-                    try:
-                        count: int = self._socket.read(len(room), room)  # type: ignore[assignment]
-                    except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-                        break
-                    except OSError as error:
-                        self._fail_read(error)
-                        break
+                    count = self._read_more(room)
                 received += count
-                if count < RECORD:
-                    break
         return received
+
+    def _read_more(self, room: memoryview) -> int:
+        """Reads another record: its length; 0 where there is none, and the next read will say why."""
+        try:
+            return self._socket.read(len(room), room)  # type: ignore[return-value]
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            return 0
+        except OSError as error:
+            self._fail_read(error)
+            return 0
 
     def _fail_read(self, error: OSError) -> TlsError:
         """What `error` means to the caller, now and at every read to come."""
@@ -225,30 +228,30 @@ class TlsStream:
             return self._send_records(data)
         if not size:
             return 0
-        try:
-            return self._socket.write(data)
-        except ssl.SSLWantWriteError:
-            # OpenSSL must be given this record again whatever became of the caller's buffer.
-            self._unsent = bytes(data)
-            raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
-        except OSError as error:
-            raise failure(error) from error
+        if sent := self._write(data):
+            return sent
+        raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
 
     def _send_records(self, data: bytes | bytearray | memoryview) -> int:
         with memoryview(data) as view:
             sent = self._send_unsent(view)
-            while sent < len(view):
+            while sent < len(view) and self._unsent is None:
                 with view[sent : sent + RECORD] as record:
-                    try:
-                        sent += self._socket.write(record)
-                    except ssl.SSLWantWriteError:
-                        self._unsent = bytes(record)
-                        break
-                    except OSError as error:
-                        raise failure(error) from error
+                    sent += self._write(record)
         if not sent:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
         return sent
+
+    def _write(self, record: bytes | bytearray | memoryview) -> int:
+        """Sends a record: its length, or 0 where the kernel did not take it whole; it is unsent then."""
+        try:
+            return self._socket.write(record)
+        except ssl.SSLWantWriteError:
+            # OpenSSL must be given this record again whatever became of the caller's buffer.
+            self._unsent = bytes(record)
+            return 0
+        except OSError as error:
+            raise failure(error) from error
 
     def _send_unsent(self, view: memoryview) -> int:
         """Finishes the record that is under way: its length, 0 where there is none."""

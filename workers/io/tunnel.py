@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import NANOSECONDS, TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
 from workers.contract.snapshot import WebSocketSpec
@@ -30,22 +30,9 @@ _TUNNEL: Final = int(RouteCell.TUNNEL)
 _SERVER_TUNNELS: Final = int(ServerCell.TUNNELS)
 
 
-class Identity(NamedTuple):
-    """Who a tunnel is: what it is counted on, where it came from, and when (monotonic seconds)."""
-
-    route: Route
-    server: Server
-    listener: Listener
-    settings: WebSocketSpec
-    address: str
-    host: bytes
-    target: bytes
-    request_id: bytes
-    started: float
-
-
 class Tunnel:
-    """See the module. `seen` is when a byte passed last, on the worker's coarse clock."""
+    """See the module. `seen` is when a byte passed last, on the worker's coarse clock; `started` is exact.
+    Both are monotonic, in seconds."""
 
     __slots__ = (
         "address", "client", "closer", "closing", "code", "deadline", "due", "entry", "from_client",
@@ -53,10 +40,32 @@ class Tunnel:
         "request_id", "route", "seen", "server", "server_sock", "settings", "started", "target", "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, who: Identity, client: Stream, server_sock: Stream) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        client: Stream,
+        server_sock: Stream,
+        route: Route,
+        server: Server,
+        listener: Listener,
+        settings: WebSocketSpec,
+        *,
+        address: str,
+        host: bytes,
+        target: bytes,
+        request_id: bytes,
+        started: float,
+    ) -> None:
         self.worker = worker
-        self.route, self.server, self.listener, self.settings = who[:4]
-        self.address, self.host, self.target, self.request_id, self.started = who[4:]
+        self.route = route
+        self.server = server
+        self.listener = listener
+        self.settings = settings
+        self.address = address
+        self.host = host
+        self.target = target
+        self.request_id = request_id
+        self.started = started
         self.seen = worker.now
         self.closer = ""
         self.closing: Closing | None = None  # while our own Close frames are on their way
@@ -258,11 +267,11 @@ def open_tunnel(exchange: ResponseSide, head: bytes, rest: bytes) -> None:
     unsent = client.out
     exchange.sent += len(head)
     route, request = exchange.route, exchange.head
-    who = Identity(
-        route, server, client.listener, route.spec.websocket,
-        client.address, request.host, request.target, exchange.request_id, time.monotonic(),
+    tunnel = Tunnel(
+        exchange.worker, client.release(), upstream.release(), route, server, client.listener,
+        route.spec.websocket, address=client.address, host=request.host, target=request.target,
+        request_id=exchange.request_id, started=time.monotonic(),
     )  # fmt: skip
-    tunnel = Tunnel(exchange.worker, who, client.release(), upstream.release())
     tunnel.logged = exchange.tunnel_opened()
     if unsent:
         tunnel.from_server.shift += len(unsent)
