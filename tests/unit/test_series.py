@@ -155,7 +155,7 @@ def test_what_finds_no_entry_goes_into_the_other_cell(slab: Slab) -> None:
 def test_entries_of_rows_that_changed_hands_are_used_again(slab: Slab) -> None:
     table = SeriesTable(slab, CAPACITY)
     places = fill(slab, table)
-    table.sweep(lambda key: key.row != 2)
+    assert not any(table.sweep(lambda key: key.row != 2))
     place = table.place(Kind.RESPONSES, 2, 200, 5, OTHER)
     assert place == places[2]
     assert entries(slab)[Key(Kind.RESPONSES, 2, 200, 5)] == 0
@@ -170,17 +170,17 @@ def test_a_gauge_of_a_removed_row_stays_until_it_is_zero(slab: Slab) -> None:
     slab.cells[gauge] = 1
     for row in range(1, CAPACITY):
         table.place(Kind.CLOSES, row, 1000, 1, OTHER)
-    table.sweep(lambda key: key.kind != Kind.TUNNELS)
+    assert not any(table.sweep(lambda key: key.kind != Kind.TUNNELS))
     assert table.place(Kind.CLOSES, 9, 1000, 2, OTHER) == OTHER
     slab.cells[gauge] = 0
-    table.sweep(lambda key: key.kind != Kind.TUNNELS)
+    assert not any(table.sweep(lambda key: key.kind != Kind.TUNNELS))
     assert table.place(Kind.CLOSES, 9, 1000, 2, OTHER) == gauge
 
 
 def test_a_swept_entry_that_is_wanted_again_is_not_given_away(slab: Slab) -> None:
     table = SeriesTable(slab, CAPACITY)
     places = fill(slab, table)
-    table.sweep(lambda key: key.row != 2)
+    assert not any(table.sweep(lambda key: key.row != 2))
     assert table.place(Kind.RESPONSES, 2, 200, 1, OTHER) == places[2]
     slab.cells[places[2]] += 1
     assert entries(slab)[Key(Kind.RESPONSES, 2, 200, 1)] == 11

@@ -138,9 +138,11 @@ class Slab:
         cells = self.cells
         base = area.offset + slot * area.stride
         if cells[base + owner_cell] != owner:
-            for cell in range(area.stride):
-                if cell not in gauges:
-                    cells[base + cell] = 0
+            start = base
+            for cell in (*gauges, area.stride):  # in order
+                end = base + cell
+                cells[start:end] = _ZEROS[: end - start]
+                start = end + 1
             cells[base + owner_cell] = owner
 
     def _reach(self, cell: int, slot: int) -> None:
@@ -164,6 +166,7 @@ class Slab:
                     cells[row + gauge] = 0
 
 
+_ZEROS: Final = memoryview(bytes(CELL * max(RouteCell.WIDTH, ServerCell.WIDTH, PoolCell.WIDTH))).cast("q")
 _WORKER_GAUGES: Final[tuple[int, ...]] = (
     WorkerCell.CONNECTIONS,
     WorkerCell.TUNNELS,

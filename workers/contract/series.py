@@ -9,7 +9,7 @@ apart. Where no entry is left, the figure goes into the row's own OTHER_* cell: 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
 from workers.contract.cells import WorkerCell
@@ -27,6 +27,7 @@ CLOSE_NONE: Final = 1
 CLOSE_OTHER: Final = 0
 
 _KIND: Final = 59  # where the kind stands in a key
+_SWEPT: Final = 32  # entries that are looked at in a step of `sweep`
 
 
 class Kind(enum.IntEnum):
@@ -126,12 +127,15 @@ class SeriesTable:
         self._places[key] = place
         return place
 
-    def sweep(self, live: Callable[[Key], bool]) -> None:
+    def sweep(self, live: Callable[[Key], bool]) -> Generator[None, None, None]:
         """Marks the entries whose row has another owner now as free, for when the table is full. To be
-        called when a configuration is committed."""
+        done, in steps, when a configuration is committed."""
         cells = self._cells
-        self._free = [
-            key
-            for key, place in self._places.items()
-            if not live(unpack(key)) and not (key >> _KIND == Kind.TUNNELS and cells[place])
-        ]
+        free = []
+        for count, (key, place) in enumerate(tuple(self._places.items())):
+            if not live(unpack(key)) and not (key >> _KIND == Kind.TUNNELS and cells[place]):
+                free.append(key)
+            if count % _SWEPT == 0:
+                yield
+        # One that was free before may have been given away meanwhile, and a place with it.
+        self._free = [key for key in free if key in self._places]

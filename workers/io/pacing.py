@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Tunnels that begin to close in one turn of the loop, so that the others are not held up.
 _AT_ONCE: Final = 64
+_EMPTY_BY: Final = int(StateCell.EMPTY_BY)
+_STATES: Final = int(StateCell.WIDTH)
 # A tunnel that reached its max_age is closed within this part of it, so that those that were opened together
 # don't come back together.
 _AGE_SPREAD: Final = 0.1
@@ -221,6 +223,8 @@ class Pacer:
         cells = board.control
         code = snapshot.drain.close_code
         found: dict[Row, tuple[int, Cause]] = {}
+        if not any(cells[board.state_base(0) + _EMPTY_BY :: _STATES].tolist()):
+            return found
         rows = [(server.slot, server.owner) for pool in snapshot.pools for server in pool.servers]
         rows += [(row.slot, row.owner) for row in snapshot.retired_servers]
         for row in rows:

@@ -6,7 +6,7 @@ connections, a listener its accepting sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
@@ -18,9 +18,11 @@ from workers.contract.snapshot import ListenerSpec, PoolSpec, RouteSpec, ServerS
 from workers.core import rewrite
 from workers.core.routing import Router, strip_prefix
 from workers.io import admission
+from workers.io.chores import Steps
 from workers.io.listening import Acceptor, Listener
 from workers.io.pool import Pool
 from workers.io.server import Server
+from workers.io.states import Loads, States
 from workers.io.tls_context import ServerContexts
 
 if TYPE_CHECKING:
@@ -91,20 +93,50 @@ class Route:
 
 
 class Plan:
-    """The routing tables of one generation."""
+    """The routing tables of one generation. To be built, then put in place: all that takes long in it is done
+    in steps."""
 
-    __slots__ = ("_router", "_routes", "homes", "listeners", "pools", "snapshot", "watched")
+    __slots__ = (
+        "_loads", "_pools_by_row", "_router", "_routes", "_servers_by_row", "_states", "homes", "listeners",
+        "pools", "snapshot", "watched",
+    )  # fmt: skip
 
-    def __init__(self, worker: Worker, snapshot: Snapshot, former: Plan | None) -> None:
+    def __init__(self, worker: Worker, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.pools: dict[str, Pool] = {}
-        for spec in snapshot.pools:
-            self.pools[spec.name] = _pool(worker, spec, former)
-        self._routes = {spec.name: Route(worker, spec, self.pools[spec.pool]) for spec in snapshot.routes}
-        self._router = Router(snapshot.routes)
-        self.watched = [pool for pool in self.pools.values() if pool.watched]
+        self._routes: dict[str, Route] = {}
+        self._router = Router(())
+        self.watched: list[Pool] = []
         self.listeners: dict[str, ListenerSpec] = {spec.name: spec for spec in snapshot.listeners}
         self.homes: Homes | None = None  # where adopted tunnels are counted
+        self._pools_by_row: dict[int, Pool] = {}
+        self._states = States(worker.board, 0)
+        self._loads = Loads(worker, 0)
+        self._servers_by_row: dict[int, Server] = {}  # those whose load is compared
+
+    def build(self, worker: Worker, former: Plan | None) -> Steps:
+        """Makes the tables; nothing that is served changes by it. Pools of `former` that stay are taken
+        over."""
+        snapshot = self.snapshot
+        # Read first: what changes from here on is looked at again.
+        rows = [server.slot for spec in snapshot.pools for server in spec.servers]
+        self._states = States(worker.board, max(rows, default=-1) + 1)
+        self._loads = Loads(worker, max(rows, default=-1) + 1)
+        yield
+        for spec in snapshot.pools:
+            pool = self.pools[spec.name] = _pool(worker, spec, former)
+            for server in pool.servers:
+                self._pools_by_row[server.spec.slot] = pool
+                if pool.scored:
+                    self._servers_by_row[server.spec.slot] = server
+            if pool.watched:
+                self.watched.append(pool)
+            yield
+        for route in snapshot.routes:
+            self._routes[route.name] = Route(worker, route, self.pools[route.pool])
+            yield
+        self._router = Router(snapshot.routes)
+        yield
 
     @property
     def routes(self) -> Iterable[Route]:
@@ -118,36 +150,65 @@ class Plan:
             raise ProxyError(errors.NO_ROUTE)
         return self._routes[spec.name]
 
-    def adopt(self, former: Plan | None) -> None:
-        """Commits: the pools take over what stays, and the former plan's rest is let go."""
-        kept: dict[tuple[int, int], Server] = {}
+    def look(self) -> Steps:
+        """Takes in the states of the servers whose state has changed, a pool a step."""
+        pools = self._pools_by_row
+        for pool in {pools[row] for row in self._states.changed() if row in pools}:
+            pool.look()
+            yield
+
+    def refresh(self) -> None:
+        """Takes in what the other workers have on the servers; once a tick, off the request path."""
+        servers, loads = self._servers_by_row, self._loads
+        for row in loads.changed():
+            server = servers.get(row)
+            if server is not None:
+                server.others = loads.totals[row]
+                server.rescore()
+        for pool in self.watched:
+            pool.refresh()
+
+    def carry_over(self, former: Plan | None) -> None:
+        """Those who wait keep their configuration, and their turn. To be done before anybody comes by this
+        plan, all at once."""
         for name, pool in self.pools.items():
+            before = former.pools.get(name) if former is not None else None
+            if before is not None:
+                pool.waiting = before.waiting
+            admission.carry_over(before, pool)
+
+    def adopt(self, former: Plan | None) -> Steps:
+        """The pools take over what stays, and what is left of `former` is let go. Requests may come
+        meanwhile: a server that is still under its former pool counts there."""
+        kept: dict[tuple[int, int], Server] = {}
+        for pool in self.pools.values():
             pool.adopt()
             for server in pool.servers:
                 kept[server.spec.slot, server.spec.owner] = server
-            if former is not None and name in former.pools:
-                # Those who wait keep their configuration, and their turn.
-                pool.waiting = former.pools[name].waiting
-            admission.carry_over(former.pools.get(name) if former is not None else None, pool)
+            yield
         if former is not None:
             for pool in former.pools.values():
                 if self.pools.get(pool.spec.name) is not pool:
-                    pool.retire(kept)
+                    yield from pool.retire(kept)
             if former.homes is not None:
                 former.homes.end(kept)
+        yield from self.look()
 
-    def own_rows(self, worker: Worker) -> None:
-        """Takes the rows of this configuration: those that belonged to somebody else start from zero."""
+    def own_rows(self, worker: Worker) -> Steps:
+        """Takes the rows of this configuration: those that belonged to somebody else start from zero. (What
+        is served now has none of these: rows that a reload frees are not given away by that reload.)"""
         slab = worker.slab
         for listener in self.snapshot.listeners:
             slab.own_listener(listener.slot, listener.owner)
         for route in self.snapshot.routes:
             slab.own_route(route.slot, route.owner)
+            yield
         for pool in self.snapshot.pools:
             slab.own_pool(pool.slot, pool.owner)
             for server in pool.servers:
                 slab.own_server(server.slot, server.owner)
-        worker.series.sweep(self._is_live(worker))
+                yield
+        yield from worker.series.sweep(self._is_live(worker))
 
     @staticmethod
     def _is_live(worker: Worker) -> Callable[[Key], bool]:
@@ -178,15 +239,20 @@ def _pool(worker: Worker, spec: PoolSpec, former: Plan | None) -> Pool:
 
 
 class Prepared:
-    """A plan with the sockets, certificates and files that came with it, until it is committed or dropped."""
+    """A plan with the sockets, certificates and files that came with it, until it is committed or dropped.
+    The descriptors are the caller's until `build` has come to its end, and this object's then."""
 
-    def __init__(self, worker: Worker, snapshot: Snapshot, roles: list[tuple[object, int]]) -> None:
-        """`roles` are the descriptors that came; they are this object's from now on. Raises `PlanError`,
-        `TlsSetupError` or `OSError` where the configuration can't be served."""
+    def __init__(self, worker: Worker, snapshot: Snapshot) -> None:
         self.worker = worker
         self.snapshot = snapshot
         self.sockets: list[tuple[ListenerFd, int]] = []
         self.log_fd = -1
+        self.tls: dict[str, ServerContexts | None] = {}
+        self.plan = Plan(worker, snapshot)
+
+    def build(self, roles: list[tuple[object, int]]) -> Steps:
+        """Makes everything; `roles` are the descriptors that came. Raises `PlanError`, `TlsSetupError` or
+        `OSError` where the configuration can't be served."""
         certificates: dict[str, dict[str, int]] = {}
         for role, fd in roles:
             if isinstance(role, ListenerFd):
@@ -195,32 +261,28 @@ class Prepared:
                 certificates.setdefault(role.listener, {})[role.certificate] = fd
             elif isinstance(role, AccessLogFd):
                 self.log_fd = fd
-        self.tls = {
-            spec.name: self._contexts(spec, certificates.get(spec.name, {})) for spec in snapshot.listeners
-        }
-        names = set(self.tls)
-        unknown = [role.listener for role, _ in self.sockets if role.listener not in names]
+        for spec in self.snapshot.listeners:
+            contexts = None
+            if spec.tls is not None:
+                contexts = yield from ServerContexts.in_steps(spec.tls, certificates.get(spec.name, {}))
+            self.tls[spec.name] = contexts
+        unknown = [role.listener for role, _ in self.sockets if role.listener not in self.tls]
         if unknown:
             raise PlanError(f"sockets came for listeners that are not configured: {', '.join(unknown)}")
-        self.plan = Plan(worker, snapshot, worker.current)
-
-    @staticmethod
-    def _contexts(spec: ListenerSpec, fds: Mapping[str, int]) -> ServerContexts | None:
-        return None if spec.tls is None else ServerContexts(spec.tls, fds)
+        yield from self.plan.build(self.worker, self.worker.current)
 
     def commit(self, listeners: dict[str, Listener], acceptors: list[Acceptor]) -> list[Acceptor]:
         """Puts the plan in place. `listeners` are those of the worker, brought up to date here; returns the
         accepting sockets from now on. The former ones of addresses that stay are the same sockets under
         other numbers, and go; those of addresses that went are served empty first."""
         worker = self.worker
-        self.plan.own_rows(worker)
         for spec in self.snapshot.listeners:
             listener = listeners.get(spec.name)
             if listener is None:
                 listeners[spec.name] = Listener(worker, spec, self.tls[spec.name])
             else:
                 listener.configure(spec, self.tls[spec.name])
-        self.plan.adopt(worker.current)
+        self.plan.carry_over(worker.current)
         accepting = [Acceptor(listeners[role.listener], fd) for role, fd in self.sockets]
         for acceptor in acceptors:
             acceptor.close()

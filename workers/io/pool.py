@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +17,7 @@ from workers.core.balance import Policy, StickyRing, build, hash_key
 from workers.core.heads import RequestHead, field_values
 from workers.core.health import NEVER, ServerState, Usable, combine
 from workers.core.sticky import StickyCookie, cookie_value, query_value
+from workers.io.chores import Steps
 from workers.io.server import Server
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ class Pool:
     """One pool, as this worker runs it."""
 
     __slots__ = (
-        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "admission", "base", "cookie", "keyed",
-        "policy", "reachable", "scored", "scores", "servers", "spec", "until", "usable", "waiting", "worker",
+        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "admission", "adopted", "base",
+        "cookie", "keyed", "policy", "reachable", "scored", "scores", "servers", "spec", "until", "usable",
+        "waiting", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
@@ -76,9 +78,17 @@ class Pool:
         self.admission: Admission | None = None  # once the pool is served
         self._called = False  # whether the next turn serves who waits
         self._tickets = worker.slot * 7919  # workers do not start at the same server all at once
+        self.adopted = False  # whether the servers know their pool
+        self.policy = _Unadopted(self, self.policy)
 
     def adopt(self) -> None:
-        """Takes over the servers that stay; at commit, since until then their old pool serves."""
+        """Takes over the servers that stay; at commit, since until then their old pool serves, and at the
+        latest when the first of them is to be chosen."""
+        if self.adopted:
+            return
+        self.adopted = True
+        if isinstance(self.policy, _Unadopted):
+            self.policy = self.policy.policy
         for index, server in enumerate(self.servers):
             server.pool = self
             server.index = index
@@ -147,8 +157,8 @@ class Pool:
 
     @property
     def watched(self) -> bool:
-        """Whether the other workers' figures matter to this pool."""
-        return self.scored or self._capped or self.spec.admission is not None
+        """Whether this pool has a share in what all workers may have together."""
+        return self._capped or self.spec.admission is not None
 
     def find_keys(self, head: RequestHead, address: str) -> tuple[int | None, int | None, int]:
         """What a request is balanced and stuck by: (hash for the policy, hash for the sticky ring, server
@@ -276,15 +286,32 @@ class Pool:
                     break
         self.count_queue()
 
-    def retire(self, kept: Mapping[tuple[int, int], Server]) -> None:
-        """A reload replaced this pool: servers that are not `kept` (by row and owner) go."""
+    def retire(self, kept: Mapping[tuple[int, int], Server]) -> Steps:
+        """A reload replaced this pool: servers that are not `kept` (by row and owner) go, one a step."""
         for server in self.servers:
             now = kept.get((server.spec.slot, server.spec.owner))
             if now is not server:
                 server.retire(now)
+                yield
         if self.admission is not None and self.admission.pool is self:
             self.admission.open(self)  # the pool is gone
         self.place_is_free()
+
+
+class _Unadopted:
+    """Stands in for the policy of a pool that has not adopted its servers yet: their loads count there from
+    then on."""
+
+    __slots__ = ("_pool", "policy")
+
+    def __init__(self, pool: Pool, policy: Policy) -> None:
+        self._pool = pool
+        self.policy = policy
+
+    def pick(self, ticket: int, scores: Sequence[float], excluded: Collection[int]) -> int:
+        """Adopts the servers first."""
+        self._pool.adopt()
+        return self._pool.policy.pick(ticket, scores, excluded)
 
 
 def _value(head: RequestHead, kind: str, name: bytes, address: str) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Final
 
 from workers.contract.snapshot import ListenTls
@@ -43,6 +43,19 @@ class ServerContexts:
     def __init__(self, tls: ListenTls, descriptors: Mapping[str, int]) -> None:
         """`descriptors[name]` holds chain and key in PEM; they are read here, and stay open. Raises
         `TlsSetupError`."""
+        for _ in self._load(tls, descriptors):
+            pass
+
+    @classmethod
+    def in_steps(
+        cls, tls: ListenTls, descriptors: Mapping[str, int]
+    ) -> Generator[None, None, ServerContexts]:
+        """The same, a certificate a step."""
+        made = cls.__new__(cls)
+        yield from made._load(tls, descriptors)
+        return made
+
+    def _load(self, tls: ListenTls, descriptors: Mapping[str, int]) -> Iterator[None]:
         # `None` stands for the default: with the context itself the callback would keep it alive in a
         # cycle, and every reload would leave that for the collector.
         by_host: dict[str, ssl.SSLContext | None] = {}
@@ -55,6 +68,7 @@ class ServerContexts:
                 self.default = context
             for host in certificate.hosts:
                 by_host.setdefault(host, context if index else None)
+            yield
         if not tls.certificates:
             raise TlsSetupError("a TLS listener needs at least one certificate")
         self.default.sni_callback = _chooser(by_host)

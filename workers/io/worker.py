@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -22,6 +23,7 @@ from workers.contract.trust import TlsSetupError, server_name
 from workers.core.forwarded import request_ids
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io import tunnel_desk
+from workers.io.chores import Chores, Steps
 from workers.io.endpoint import Endpoint
 from workers.io.handover import Handovers
 from workers.io.journal import Journal
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
+_COLLECT_AFTER: Final = 10.0  # seconds after a reload
 # So long before its end a worker refuses who still waits for admission: the answer is to arrive.
 _LAST_ANSWERS: Final = 1.0
 
@@ -95,7 +98,10 @@ class Worker:
         self._siblings: list[memoryview] = []
         self._tick_at = self.now
         self._attached: list[tuple[object, int]] = []
+        self.chores = Chores(self.loop)
+        self._preparing: Steps | None = None
         self._prepared: Prepared | None = None
+        self._collects = False  # whether the collector is to look at everything soon
         self._date = ""
         self._date_at = 0
 
@@ -202,16 +208,14 @@ class Worker:
         for pool in plan.pools.values():
             if pool.until <= now:
                 pool.look()
-        for pool in plan.watched:
-            pool.refresh()
+        plan.refresh()
         for listener in self.listeners.values():
             listener.others = sum(cells[listener.base] for cells in self._siblings)
 
     def _on_bell(self) -> None:
         """The state of some server changed."""
         if self.current is not None:
-            for pool in self.current.pools.values():
-                pool.look()
+            self.chores.begin(self.current.look(), first=True)
             self.pacer.look()
 
     # --- the channel ---------------------------------------------------------------------------------
@@ -273,8 +277,18 @@ class Worker:
     def _prepare(self, generation: int) -> None:
         self._abort_prepared()
         roles, self._attached = self._attached, []
+        self._preparing = self._prepare_in_steps(generation, roles)
+        next(self._preparing)  # from here on it sees to the descriptors
+        self.chores.begin(self._preparing)
+
+    def _prepare_in_steps(self, generation: int, roles: list[tuple[object, int]]) -> Steps:
         try:
-            prepared = Prepared(self, _read_snapshot(roles), roles)
+            yield
+            prepared = Prepared(self, _read_snapshot(roles))
+            yield from prepared.build(roles)
+        except GeneratorExit:
+            _close_all(fd for _, fd in roles)
+            raise
         except (PlanError, TlsSetupError, snapshot.SnapshotError, OSError) as error:
             _close_all(fd for _, fd in roles)
             # A text with a surrogate, as of an undecodable file name, could not be sent.
@@ -288,7 +302,7 @@ class Worker:
             self.say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
             return
         _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
-        self._prepared = prepared
+        self._prepared, self._preparing = prepared, None
         self.say(messages.Prepared(generation=generation))
 
     def _commit(self, generation: int) -> None:
@@ -297,15 +311,40 @@ class Worker:
             self.log.error("commit of what was not prepared", generation=generation)
             return
         self._prepared = None
-        self.acceptors = prepared.commit(self.listeners, self.acceptors)
+        self.chores.begin(self._commit_in_steps(prepared))
+
+    def _commit_in_steps(self, prepared: Prepared) -> Steps:
+        """Where it is switched to the new configuration, there is no rest."""
+        yield from prepared.plan.own_rows(self)
+        former = self.current
+        self._switch(prepared)
+        yield
+        yield from prepared.plan.adopt(former)
+        self.say(messages.Committed(generation=prepared.snapshot.generation))
+        self._reclaiming.serve()
+        if former is not None and not self._collects:
+            # Pools and servers know each other: what the former configuration leaves is for the collector,
+            # once nobody is under way by it.
+            self._collects = True
+            self.loop.call_later(_COLLECT_AFTER, self._collect)
+
+    def _collect(self) -> None:
+        self._collects = False
+        gc.collect()
+
+    def _switch(self, prepared: Prepared) -> None:
+        acceptors = prepared.commit(self.listeners, self.acceptors)
+        if self.stopping:  # told so meanwhile
+            for acceptor in acceptors:
+                acceptor.close()
+            acceptors = []
+        self.acceptors = acceptors
         self.current = prepared.plan
         self.pacer.adopt(prepared.snapshot)
         self._set_journal(prepared)
         cells = self.slab.cells
-        cells[WorkerCell.GENERATION] = generation
-        cells[WorkerCell.LISTENERS] = len(self.acceptors)
-        self.say(messages.Committed(generation=generation))
-        self._reclaiming.serve()
+        cells[WorkerCell.GENERATION] = prepared.snapshot.generation
+        cells[WorkerCell.LISTENERS] = len(acceptors)
 
     def _set_journal(self, prepared: Prepared) -> None:
         spec = prepared.snapshot.access_log
@@ -325,6 +364,9 @@ class Worker:
         self._attached = []
 
     def _abort_prepared(self) -> None:
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            self.chores.cancel(preparing)
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             _close_all(fd for _, fd in prepared.sockets)
@@ -400,7 +442,8 @@ class Worker:
         self.handovers.abort("the worker ended")
         if self.current is not None:
             for pool in self.current.pools.values():
-                pool.retire({})
+                for _ in pool.retire({}):
+                    pass
         if self.journal is not None:
             self.journal.close()
         self.keeping.close()
