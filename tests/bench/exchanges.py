@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
+import ssl
 import time
 from collections import deque
 from typing import Final
@@ -61,7 +61,10 @@ class Exchange:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
-        sent = self.send(data)
+        try:
+            sent = self.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            sent = 0
         if sent != len(data):
             self.unsent = data[sent:]
             self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
@@ -72,8 +75,7 @@ class Exchange:
     def readable(self) -> None:
         """Part of an answer has come, or there is room again for the rest of a request."""
         if self.unsent:
-            with contextlib.suppress(BlockingIOError):
-                self._write(self.unsent)
+            self._write(self.unsent)
         if self.left > _MUCH:
             self._skip()
             return
@@ -183,15 +185,16 @@ class OpenLoop(Engine):
 
     def run(self, seconds: float) -> float:
         """As for any engine."""
-        step = 1 / self.options.rate
-        began = time.perf_counter()
-        due = began
+        rate = self.options.rate
+        began = due = time.perf_counter()
         end = began + seconds
-        while due < end:
+        sent, wanted = 0, round(rate * seconds)
+        while sent < wanted:
             now = time.perf_counter()
-            while due <= now and self.idle:
+            while due <= now and self.idle and sent < wanted:
                 self._begin(due)
-                due += step
+                sent += 1
+                due = began + sent / rate
             # select(2) waits to the microsecond, epoll(7) in Python to the millisecond.
             select.select([self.poll], [], [], max(0.0, due - time.perf_counter()) if self.idle else 0.05)
             self.turn(0)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -279,7 +280,9 @@ class Lb(Proxy):
     def launch(self, workers: int) -> None:
         """Starts its processes."""
         self.folder.mkdir(exist_ok=True)
-        self._lb = LoadBalancer(self.folder, self.tables(workers))
+        # In a session of its own, so that Ctrl-C reaches the bench alone, which ends it in order.
+        program = ("setsid", sys.executable, "-m", "lb")
+        self._lb = LoadBalancer(self.folder, self.tables(workers), program=program)
         self._lb.start()
 
     def stop(self) -> None:

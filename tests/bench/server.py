@@ -33,6 +33,8 @@ def _head(size: int) -> bytes:
     )
 
 
+# The heads of short masked frames, by length; what is shorter than a head has none.
+_SHORT: Final = [wire.frame_head(length, masked=True) for length in range(126)] + [b"none"] * 6
 _SMALL: Final = _head(wire.TAIL)
 _ANSWERS: Final = {
     letter: _head(wire.SIZES[kind]) + b"x" * (wire.SIZES[kind] - wire.TAIL)
@@ -151,11 +153,10 @@ class Connection:
         if not data:
             self.server.close(self)
             return
-        if not self.left and not self.buffer:
-            length = data[1] & 127 if len(data) > 1 else 127
-            if length < 126 and len(data) == 6 + length and data[0] == 0x82:
-                self.write(b"\x82%c%b" % (length, data[6:]))
-                return
+        length = len(data) - 6
+        if length < 126 and data[:2] == _SHORT[length] and not self.left and not self.buffer:
+            self.write(b"\x82%c%b" % (length, data[6:]))
+            return
         self._echo(data)
 
     def _echo(self, data: bytes) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from collections.abc import Iterator
+from time import perf_counter
 
 from tests.bench import wire
 from tests.bench.engine import PATIENCE, Engine
@@ -18,14 +20,26 @@ _AT_A_TIME = 64  # WebSockets that are being opened
 class Echo:
     """A WebSocket on which one message is sent after the other, each when the last has come back."""
 
-    __slots__ = ("echo", "engine", "got", "messages", "receive", "send", "socket", "started", "unsent")
+    __slots__ = (
+        "echo",
+        "engine",
+        "following",
+        "got",
+        "note",
+        "receive",
+        "send",
+        "socket",
+        "started",
+        "unsent",
+    )
 
     def __init__(self, engine: Engine, connection: socket.socket, messages: Iterator[wire.Message]) -> None:
         self.engine = engine
         self.socket = connection
         self.receive = connection.recv
         self.send = connection.send
-        self.messages = messages
+        self.following = messages.__next__
+        self.note = engine.latencies.append
         self.got = 0
         self.unsent: bytes | memoryview = b""
         self.started = 0.0
@@ -34,7 +48,7 @@ class Echo:
 
     def begin(self, started: float) -> None:
         """Sends the next message."""
-        data, self.echo = next(self.messages)
+        data, self.echo = self.following()
         self.started = started
         self.engine.busy += 1
         self._write(data)
@@ -42,7 +56,7 @@ class Echo:
     def _write(self, data: bytes | memoryview) -> None:
         try:
             sent = self.send(data)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         if sent != len(data):
             self.unsent = memoryview(data)[sent:]
@@ -56,31 +70,21 @@ class Echo:
         if self.unsent:
             self._write(self.unsent)
         data = self.receive(65_536)
-        if self.got or data != self.echo:
+        if data != self.echo:
             if not data or not self.echo.startswith(data, self.got):
                 raise ConnectionError(f"{len(data)} wrong bytes" if data else "closed")
             self.got += len(data)
             if self.got < len(self.echo):
                 return
             self.got = 0
-        self.complete()
-
-    def complete(self) -> None:
-        """The echo is there and right."""
-        now = self.engine.done(self.started)
-        if not self.engine.ending:
-            self.begin(now)
-
-
-class Listening(Echo):
-    """A WebSocket that waits for a frame that was sent to all."""
-
-    __slots__ = ()
-
-    def complete(self) -> None:
-        """The frame is there and right."""
-        self.engine.done(self.started)
-        self.echo = b""
+        now = perf_counter()
+        self.note(now - self.started)
+        if self.engine.ending:
+            self.engine.busy -= 1
+            return
+        self.started = now
+        data, self.echo = self.following()
+        self._write(data)
 
 
 class Tunnels(Engine):
@@ -95,7 +99,7 @@ class Tunnels(Engine):
         requests = handshakes()
 
         def enter(connection: socket.socket) -> None:
-            self.tunnels.append(self.make(connection, messages))
+            self.tunnels.append(Echo(self, connection, messages))
 
         for _ in range(min(_AT_A_TIME, options.connections)):
             Entering(self, requests, numbers, enter)
@@ -109,10 +113,6 @@ class Tunnels(Engine):
         if self.errors:
             raise ConnectionError(f"the WebSockets can't be opened: {dict(self.errors.most_common(3))}")
 
-    def make(self, connection: socket.socket, messages: Iterator[wire.Message]) -> Echo:
-        """What drives one tunnel."""
-        return Echo(self, connection, messages)
-
     def start(self) -> None:
         """The first message on every tunnel."""
         self.start_all()
@@ -120,15 +120,11 @@ class Tunnels(Engine):
     def start_all(self) -> None:
         """A message on every tunnel."""
         for tunnel in self.tunnels:
-            tunnel.begin(time.perf_counter())
+            tunnel.begin(perf_counter())
 
 
 class Fan(Tunnels):
     """One frame to every tunnel, again and again, with a rest between."""
-
-    def make(self, connection: socket.socket, messages: Iterator[wire.Message]) -> Echo:
-        """What drives one tunnel."""
-        return Listening(self, connection, messages)
 
     def start(self) -> None:
         """Connects to the server itself, which is told when to send."""
@@ -138,21 +134,22 @@ class Fan(Tunnels):
 
     def run(self, seconds: float) -> float:
         """Bursts for `seconds`."""
-        began = time.perf_counter()
-        while time.perf_counter() < began + seconds and not self.errors:
+        began = perf_counter()
+        while perf_counter() < began + seconds and not self.errors:
             self.bursts.append(self._burst())
             time.sleep(_REST)
         self.trigger.close()
-        return time.perf_counter() - began
+        return perf_counter() - began
 
     def _burst(self) -> float:
-        began = time.perf_counter()
+        began = perf_counter()
         for tunnel in self.tunnels:
             tunnel.started = began
             tunnel.echo = self.frame
         self.busy = len(self.tunnels)
+        self.ending = True  # a frame is not answered
         self.trigger.sendall(b"GET /fan/%d HTTP/1.1\r\nHost: bench\r\n\r\n" % self.options.size)
         self.settle()
-        took = time.perf_counter() - began
+        took = perf_counter() - began
         self.trigger.recv(65_536)
         return took

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, cycle
 from typing import Final, NamedTuple
 
 PATH: Final = 56
@@ -124,5 +124,4 @@ def messages(size: int, number: int = 64) -> Iterator[Message]:
         made.append(
             Message(frame_head(size, masked=True) + mask + payload, frame_head(size, masked=False) + payload)
         )
-    while True:
-        yield from made
+    return cycle(made)
