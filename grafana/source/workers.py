@@ -21,6 +21,8 @@ from grafana.source.page import HOST, WORKER, page
 
 CPU: Final = rate("lb_worker_cpu_seconds_total", WORKER)
 LAG: Final = f"lb_worker_loop_lag_seconds{{{WORKER}}}"
+TURN: Final = f"lb_worker_longest_turn_seconds{{{WORKER}}}"
+LONG: Final = ((None, GREEN), (0.1, YELLOW), (0.5, RED))
 LATE: Final = ((None, GREEN), (0.75, YELLOW), (2.0, RED))
 BUSY: Final = ((None, GREEN), (0.7, YELLOW), (0.9, RED))
 EACH: Final = "{{instance}} worker {{worker}}"
@@ -105,6 +107,20 @@ def _load() -> Row:
                 Query(LAG, EACH),
                 unit="s",
                 thresholds=LATE,
+            ),
+            graph(
+                "Longest turn of the event loop",
+                "For how long at most did all connections of a worker wait?"
+                " What the worker does itself, reloads among it, stays below 20 ms.",
+                Query(TURN, EACH),
+                unit="s",
+                thresholds=LONG,
+            ),
+            graph(
+                "Long turns of the event loop",
+                "How often did all connections of a worker wait for more than 20 ms?",
+                Query(rate("lb_worker_long_turns_total", WORKER), EACH),
+                unit="cps",
             ),
             graph(
                 "CPU by worker",

@@ -40,6 +40,8 @@ class WorkerFigures(NamedTuple):
     log_dropped: int
     accept_paused: int
     lag: float  # seconds
+    longest_turn: float  # seconds
+    long_turns: int
     listeners: int
     faults: int
     tls_12: int
@@ -135,6 +137,8 @@ def worker_figures(slot: int, cells: Sequence[int]) -> WorkerFigures:
         log_dropped=cells[WorkerCell.LOG_DROPPED],
         accept_paused=cells[WorkerCell.ACCEPT_PAUSED],
         lag=cells[WorkerCell.LAG] / NANOSECONDS,
+        longest_turn=cells[WorkerCell.LONGEST_TURN] / NANOSECONDS,
+        long_turns=cells[WorkerCell.LONG_TURNS],
         listeners=cells[WorkerCell.LISTENERS],
         faults=cells[WorkerCell.FAULTS],
         tls_12=cells[WorkerCell.TLS_12],

@@ -51,6 +51,7 @@ def collect_workers(sheet: Sheet, control: Control, figures: Figures) -> None:
         if figure is not None:
             _collect_worker(sheet, report, figure, now)
     for slot, figure in slots.items():
+        sheet.add("lb_worker_long_turns_total", figure.long_turns, str(slot))
         sheet.add("lb_worker_faults_total", figure.faults, str(slot))
         sheet.add("lb_worker_cpu_seconds_total", figure.cpu, str(slot))
     total = list(slots.values())
@@ -74,6 +75,7 @@ def _collect_worker(sheet: Sheet, report: WorkerReport, figure: WorkerFigures, n
     sheet.add("lb_worker_tunnels_crash_safe", figure.crash_safe, slot)
     sheet.add("lb_worker_tunnels_movable", figure.movable, slot)
     sheet.add("lb_worker_loop_lag_seconds", loop_lag(report, figure, now), slot)
+    sheet.add("lb_worker_longest_turn_seconds", figure.longest_turn, slot)
     memory = processes.resident_memory(report.pid)
     if memory is not None:
         sheet.add("lb_worker_resident_memory_bytes", memory, slot)

@@ -128,6 +128,7 @@ def fill(control: StandInControl) -> None:
         hand.worker(tls_failed=10 * times, tls_timeout=11 * times, cpu=12 * times * 10**9)
         hand.worker(series_full=13 * times, error_log_dropped=14 * times)
         hand.worker(movable=90 * times, safe=91 * times, paced=92 * times)
+        hand.worker(longest_turn=93 * times * 10**9, long_turns=94 * times)
         for outcome in range(16):
             hand.cells[WorkerCell.MIGRATIONS + outcome] += (100 + outcome) * times
         hand.listener(listener, connections=15 * times, accepted=16 * times, other_rejected=17 * times)

@@ -37,6 +37,7 @@ STILL = {
     "lb_upstream_admission_queue_length",
     "lb_websocket_drain_queue_length",
     "lb_worker_faults_total",
+    "lb_worker_long_turns_total",
 }
 MUST_BE_ACTIVE = {
     "LbCertificateExpires",

@@ -7,12 +7,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
-from workers.io.reactor import Reactor
+from workers.io.reactor import LONG_TURN, Reactor
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -285,6 +285,23 @@ def test_a_reader_that_is_kept_outlives_its_failure(
     stage.run()
     assert read == [b"x", b"y"]
     assert len(stage.failures) == 1
+
+
+def test_a_long_turn_is_noted_and_a_short_one_is_not(stage: Stage) -> None:
+    reactor = stage.reactor
+
+    def wait(seconds: float, then: Callable[[], object]) -> None:
+        time.sleep(seconds)
+        reactor.call_soon(then)
+
+    def look() -> None:
+        assert (reactor.longest, reactor.long_turns) == (0.0, 0)
+        reactor.call_soon(partial(wait, 2 * LONG_TURN, partial(wait, LONG_TURN / 2, reactor.stop)))
+
+    reactor.call_later(0.01, look)  # to wait for something takes no time of a turn
+    stage.run()
+    assert 2 * LONG_TURN <= reactor.longest < 1.0
+    assert reactor.long_turns == 1
 
 
 def test_a_bell_that_is_kept_outlives_its_failure(stage: Stage) -> None:

@@ -55,6 +55,8 @@ class WorkerCell(enum.IntEnum):
     MOVABLE = 25  # gauge: tunnels that can be handed over: no TLS on either side, and not being closed
     SAFE = 26  # gauge: tunnels that a keeper holds
     PACED = 27  # gauge: tunnels that wait for their turn to be closed politely
+    LONGEST_TURN = 28  # nanoseconds of the longest turn of the event loop in the last half minute or more
+    LONG_TURNS = 29  # counter: turns of the event loop of more than 20 ms
     MIGRATIONS = 32  # counters: MigrationReason * MigrationResult.WIDTH + MigrationResult
     WIDTH = 64
 

@@ -28,6 +28,9 @@ _OUT: Final = select.EPOLLOUT
 # Errors and hang-ups are reported whatever is asked for; both the reader and the writer find out by trying.
 _READ_EVENTS: Final = select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP
 _WRITE_EVENTS: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+# Turns that took longer are noted, in seconds; and those that somebody may have noticed are counted.
+_NOTED: Final = 0.005
+LONG_TURN: Final = 0.02
 # Descriptors served in one turn: bounds how long timers wait under load.
 _BATCH: Final = 512
 
@@ -62,6 +65,8 @@ class Reactor:
         self._order = itertools.count()
         self._on_failure = on_failure
         self._running = False
+        self.longest = 0.0  # turn since whoever reads it set it to 0, in seconds; 0 where all were short
+        self.long_turns = 0  # ever, of more than LONG_TURN
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._from_threads: deque[Callback] = deque()
         self.add_reader(self._wake_fd, self._woken)
@@ -177,9 +182,26 @@ class Reactor:
     def run(self) -> None:
         """Runs until `stop` is called."""
         self._running = True
+        timers, soon = self._timers, self._soon
+        monotonic = time.monotonic
+        now = monotonic()
         while self._running:
-            self._dispatch(self._epoll.poll(self._patience(), _BATCH))
-            self._call_due()
+            events = self._epoll.poll(self._patience(now), _BATCH)
+            began = monotonic()
+            self._dispatch(events)
+            now = monotonic()
+            if soon or (timers and timers[0][0] <= now):
+                self._call_due(now)
+                now = monotonic()
+            if now - began > _NOTED:
+                self._note(now - began)
+
+    def _note(self, took: float) -> None:
+        """A turn was long: whoever became ready meanwhile has waited for so many seconds."""
+        if took > self.longest:
+            self.longest = took
+        if took > LONG_TURN:
+            self.long_turns += 1
 
     def stop(self) -> None:
         """Ends `run` after this turn."""
@@ -190,10 +212,10 @@ class Reactor:
         self._epoll.close()
         os.close(self._wake_fd)
 
-    def _patience(self) -> float:
+    def _patience(self, now: float) -> float:
         if self._soon:
             return 0.0
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1.0
+        return max(0.0, self._timers[0][0] - now) if self._timers else -1.0
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         readers = self._readers
@@ -235,9 +257,9 @@ class Reactor:
         with contextlib.suppress(OSError):
             self.remove_writer(fd)
 
-    def _call_due(self) -> None:
+    def _call_due(self, now: float) -> None:
         timers = self._timers
-        if timers and timers[0][0] <= time.monotonic():
+        if timers and timers[0][0] <= now:
             callback = heapq.heappop(timers)[2].callback
             if callback is not None:
                 self._call(callback)

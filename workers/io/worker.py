@@ -37,6 +37,7 @@ from workers.io.reclaiming import Reclaiming
 from workers.io.returns import Returns
 from workers.io.tls import TlsStream
 from workers.io.transfer import Transfer
+from workers.io.turns import Turns
 
 if TYPE_CHECKING:
     import ssl
@@ -99,6 +100,7 @@ class Worker:
         self._tick_at = self.now
         self._attached: list[tuple[object, int]] = []
         self.chores = Chores(self.loop)
+        self._turns = Turns(self.loop, self.log, self.now)
         self._preparing: Steps | None = None
         self._prepared: Prepared | None = None
         self._collects = False  # whether the collector is to look at everything soon
@@ -161,6 +163,7 @@ class Worker:
         cells = self.slab.cells
         # Counters of the process go on where those of the predecessor ended.
         self._cpu_before = cells[WorkerCell.CPU]
+        self._long_turns_before = cells[WorkerCell.LONG_TURNS]
         self._dropped_before = cells[WorkerCell.LOG_DROPPED]
         self._lost_before = cells[WorkerCell.ERROR_LOG_DROPPED]
         cells[WorkerCell.PID] = os.getpid()
@@ -178,7 +181,10 @@ class Worker:
         cells = self.slab.cells
         cells[WorkerCell.HEARTBEAT] = int(now * NANOSECONDS)
         cells[WorkerCell.LAG] = max(0, int((now - self._tick_at) * NANOSECONDS))
-        cells[WorkerCell.CPU] = self._cpu_before + time.process_time_ns()
+        cpu = time.process_time_ns()
+        cells[WorkerCell.CPU] = self._cpu_before + cpu
+        cells[WorkerCell.LONG_TURNS] = self._long_turns_before + self.loop.long_turns
+        cells[WorkerCell.LONGEST_TURN] = int(self._turns.look(now, cpu, self.chores.busy) * NANOSECONDS)
         if self.untold:
             untold, self.untold = self.untold, []
             for pipe in untold:
