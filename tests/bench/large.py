@@ -69,7 +69,7 @@ def reload(setting: Setting, folder: Path, certificate: Path) -> None:
 
 
 def _lag(lb: Lb) -> Row:
-    """The largest of what the workers say about their event loops, by metric."""
+    """The largest of what the workers say about their event loops at the moment, by metric."""
     found: Row = {}
     for (name, _), value in Scrape(lb.lb).samples.items():
         if name.startswith("lb_worker_loop_lag") and not name.endswith(("_bucket", "_created")):
@@ -105,6 +105,9 @@ def tunnels(setting: Setting, folder: Path, certificate: Path, *, quick: bool) -
         lb.ports = tuple(ports)
         stack.callback(lb.stop)
         lb.start(everywhere.proxy, _WORKERS)
+        with Load(Options("echo", lb.port, 100), everywhere.load):
+            pass
+        cost.wait_quiet(lb.pid)
         before = cost.memory(cost.tree(lb.pid))
         began = time.perf_counter()
         loads = [

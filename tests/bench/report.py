@@ -65,7 +65,14 @@ def _compared(figures: Figures, names: Sequence[str], key: str, goals: Goals) ->
 
 def _cpu(figures: Figures) -> str:
     goals = {name: (workload.must, workload.aim) for name, workload in WORKLOADS.items()}
-    return _compared(figures, list(WORKLOADS), "cpu_us", goals)
+    compared = _compared(figures, list(WORKLOADS), "cpu_us", goals)
+    lines = []
+    for name in WORKLOADS:
+        shares = [figures.of(name, proxy, "busy") for proxy in (OURS, *PEERS)]
+        if any(shares):
+            lines.append([name, *(NONE if share is None else f"{share:.0%}" for share in shares)])
+    busy = table(("how busy the proxy's core was", OURS, *PEERS), lines)
+    return f"{compared}\n{busy}" if lines else compared
 
 
 def _memory(figures: Figures) -> str:
@@ -157,7 +164,6 @@ _LARGE: Final = {
     "longest ms without": "calm_max_ms",
     "failed": "failed",
     "reload took ms": "reload_ms",
-    "loop lag, s": "lb_worker_loop_lag_seconds",
 }
 _TUNNELS: Final = {
     "WebSockets": "tunnels",

@@ -50,6 +50,7 @@ class Run:
         cores = machine.cores()
         (port,) = self._stack.enter_context(server(cores.load))
         self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say)
+        self.setting.again = 0 if plan.quick else 2
         if not cores.apart:
             self.setting.note("one core alone: load and proxies disturb each other")
         self.certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")

@@ -194,6 +194,7 @@ class Server:
         self.listening = [socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in range(listeners)]
         for listener in self.listening:
             listener.setblocking(False)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which is inherited
             self._add(listener, partial(self._accept, listener))
 
     @property
@@ -212,7 +213,6 @@ class Server:
             except BlockingIOError:
                 return
             accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._add(accepted, Connection(self, accepted).requests)
 
     def watch(self, connection: Connection, events: int, callback: Callable[[], None]) -> None:
