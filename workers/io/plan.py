@@ -194,6 +194,10 @@ class Plan:
                 former.homes.end(kept)
         yield from self.look()
 
+    def replaced_by(self, plan: Plan) -> list[Pool]:
+        """The pools of this configuration that `plan`, which has its place, has not."""
+        return [pool for name, pool in self.pools.items() if plan.pools.get(name) is not pool]
+
     def own_rows(self, worker: Worker) -> Steps:
         """Takes the rows of this configuration: those that belonged to somebody else start from zero. (What
         is served now has none of these: rows that a reload frees are not given away by that reload.)"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import socket
@@ -44,11 +43,12 @@ if TYPE_CHECKING:
     from _socket import socket as RawSocket
 
     from workers.io.downstream import Client
+    from workers.io.pool import Pool
     from workers.io.server import Server
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
-_COLLECT_AFTER: Final = 10.0  # seconds after a reload
+_LET_GO_AFTER: Final = 5.0  # seconds after a reload
 # So long before its end a worker refuses who still waits for admission: the answer is to arrive.
 _LAST_ANSWERS: Final = 1.0
 
@@ -103,7 +103,6 @@ class Worker:
         self._turns = Turns(self.loop, self.log, self.now)
         self._preparing: Steps | None = None
         self._prepared: Prepared | None = None
-        self._collects = False  # whether the collector is to look at everything soon
         self._date = ""
         self._date_at = 0
 
@@ -328,15 +327,28 @@ class Worker:
         yield from prepared.plan.adopt(former)
         self.say(messages.Committed(generation=prepared.snapshot.generation))
         self._reclaiming.serve()
-        if former is not None and not self._collects:
-            # Pools and servers know each other: what the former configuration leaves is for the collector,
-            # once nobody is under way by it.
-            self._collects = True
-            self.loop.call_later(_COLLECT_AFTER, self._collect)
+        if former is not None:
+            self._let_go_later(former.replaced_by(prepared.plan))
 
-    def _collect(self) -> None:
-        self._collects = False
-        gc.collect()
+    def _let_go_later(self, pools: list[Pool]) -> None:
+        if pools:
+            self.loop.call_later(_LET_GO_AFTER, lambda: self.chores.begin(self._let_go(pools)))
+
+    def _let_go(self, pools: list[Pool]) -> Steps:
+        """Frees the pools of a former configuration, but for those by which an exchange is still under way.
+        (Pools and servers know each other, so the collector would have to find them, all at once.)"""
+        busy: set[Pool | None] = set()
+        for client in tuple(self.clients):
+            busy.add(getattr(client.exchange, "pool", None))
+            yield
+        for pool in pools:
+            if pool not in busy:
+                pool.servers = []
+            yield
+        self._let_go_later([pool for pool in pools if pool in busy])
+        while pools:
+            pools.pop()
+            yield
 
     def _switch(self, prepared: Prepared) -> None:
         acceptors = prepared.commit(self.listeners, self.acceptors)
