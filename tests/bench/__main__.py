@@ -39,13 +39,13 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--only", type=_names, default=list(NAMES), help="workloads, with commas between")
     parser.add_argument("--rounds", type=int, help="of each workload; default 5, or 2 with --quick")
-    parser.add_argument("--seconds", type=float, help="of a round; default 1, or 0.4 with --quick")
+    parser.add_argument("--seconds", type=float, help="of a round; default 1, or 0.25 with --quick")
     parser.add_argument("--quick", action="store_true", help="about two minutes, and more noise")
     parser.add_argument("--out", type=Path, help="writes the tables here, and the JSON beside them")
     parser.add_argument("--write-docs", action="store_true", help=f"writes the tables into {_DOCUMENT.name}")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (0.4 if options.quick else 1.0)
+    options.seconds = options.seconds or (0.25 if options.quick else 1.0)
     return options
 
 

@@ -49,13 +49,18 @@ class Spent:
     total: float
     user: float  # of `total`, as far as the kernel's ticks tell
     seconds: float  # that passed
-    busy: float  # share of the proxy's cores that was used, by anybody
+    used: float  # share of the proxy's cores that was used, by anybody
     cores: int
+
+    @property
+    def share(self) -> float:
+        """Share of the proxy's cores that it used itself."""
+        return self.total / self.seconds / self.cores
 
     @property
     def foreign(self) -> float:
         """Share of the proxy's cores that others used."""
-        return max(0.0, self.busy - self.total / self.seconds / self.cores)
+        return max(0.0, self.used - self.share)
 
 
 class Meter:
@@ -89,8 +94,8 @@ class Meter:
         total = sum(spent - self._before.get(pid, zero)[0] for pid, (spent, _) in after.items())
         user = sum(spent - self._before.get(pid, zero)[1] for pid, (_, spent) in after.items())
         cores = max(1, len(self._cores))
-        busy = (self._busy() - self._core) / cores / seconds
-        return Spent(total, min(user, total), seconds, busy, cores)
+        used = (self._busy() - self._core) / cores / seconds
+        return Spent(total, min(user, total), seconds, used, cores)
 
 
 def _user(pid: int) -> float:

@@ -58,8 +58,8 @@ def reload(setting: Setting, folder: Path, certificate: Path) -> None:
             lb.reload()
             took.append(time.perf_counter() - began)
 
-        for number in range(setting.rounds):
-            options = Options("rate", lb.port, 8, 4.0, rate=1000.0)
+        for number in range(1 if setting.quick else setting.rounds):
+            options = Options("rate", lb.port, 8, 2.0, rate=1000.0)
             calm = rated(setting, options, lb, lambda: None)
             row = rated(setting, options, lb, change)
             row |= {"calm_max_ms": calm["max_ms"], "reload_ms": 1000 * took[-1], **_lag(lb)}
@@ -92,10 +92,10 @@ class Many(Lb):
         return tables
 
 
-def tunnels(setting: Setting, folder: Path, certificate: Path, *, quick: bool) -> None:
+def tunnels(setting: Setting, folder: Path, certificate: Path) -> None:
     """As many idle WebSockets over four workers as may be, all of which work."""
     most = int((setting.file_limit - _SPARE) / 2 * _WORKERS * _EVEN)
-    wanted = min(most, _QUICK) if quick else most
+    wanted = min(most, _QUICK) if setting.quick else most
     processes = math.ceil(wanted / min(15_000, setting.file_limit - _SPARE))
     share = wanted // processes
     everywhere = machine.cores(_WORKERS)

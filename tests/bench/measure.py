@@ -14,6 +14,7 @@ from tests.bench.proxies import Proxy
 from tests.bench.workloads import Workload
 
 _DISTURBED: Final = 0.10  # share of the proxy's core that others may use in a round
+_AGAIN: Final = 2  # times that such a round is repeated
 _WARM_UP: Final = 0.3  # seconds
 
 Row = dict[str, Any]
@@ -29,7 +30,7 @@ class Setting:
     seconds: float
     file_limit: int
     say: Callable[[str], None]
-    again: int = 2  # times that a round may be repeated which others disturbed
+    quick: bool = False  # less of all that takes long
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -51,7 +52,7 @@ def compare(setting: Setting, workload: Workload, proxies: Sequence[Proxy]) -> N
             if proxy.name in failed:
                 continue
             try:
-                if number == 0:
+                if number == 0 and not setting.quick:
                     _once(setting, workload, proxy, min(_WARM_UP, setting.seconds))
                 row = measure(setting, workload, proxy)
             except LoadError as error:
@@ -62,7 +63,7 @@ def compare(setting: Setting, workload: Workload, proxies: Sequence[Proxy]) -> N
             setting.rows.append(row)
             setting.say(
                 f"{workload.name:14} {proxy.name:16} round {number + 1}: {row['cpu_us']:8.1f} us CPU, "
-                f"{row['rate']:8,.0f}/s, p99 {row['p99_ms']:.2f} ms, core {row['busy']:.0%}"
+                f"{row['rate']:8,.0f}/s, p99 {row['p99_ms']:.2f} ms, {row['busy']:.0%} of its core"
                 + (f", {row['foreign']:.0%} by others" if row["foreign"] > _DISTURBED else "")
             )
     if failed:  # a failed one's rows would look like a result
@@ -74,7 +75,7 @@ def compare(setting: Setting, workload: Workload, proxies: Sequence[Proxy]) -> N
 def measure(setting: Setting, workload: Workload, proxy: Proxy) -> Row:
     """One round; again where others used the proxy's core meanwhile. Raises `LoadError`."""
     best = _once(setting, workload, proxy, setting.seconds)
-    for _ in range(setting.again):
+    for _ in range(0 if setting.quick else _AGAIN):
         if best["foreign"] <= _DISTURBED:
             break
         row = _once(setting, workload, proxy, setting.seconds)
@@ -101,6 +102,6 @@ def _once(setting: Setting, workload: Workload, proxy: Proxy, seconds: float) ->
         "rate": operations / result["seconds"],
         "cpu_us": 1e6 * spent.total / operations,
         "user_us": 1e6 * spent.user / operations,
-        "busy": spent.busy,
+        "busy": spent.share,
         "foreign": spent.foreign,
     }

@@ -71,7 +71,7 @@ def _cpu(figures: Figures) -> str:
         shares = [figures.of(name, proxy, "busy") for proxy in (OURS, *PEERS)]
         if any(shares):
             lines.append([name, *(NONE if share is None else f"{share:.0%}" for share in shares)])
-    busy = table(("how busy the proxy's core was", OURS, *PEERS), lines)
+    busy = table(("share of its core that the proxy used", OURS, *PEERS), lines)
     return f"{compared}\n{busy}" if lines else compared
 
 

@@ -49,8 +49,7 @@ class Run:
         self._folder.chmod(0o755)  # nginx's workers may be another user's
         cores = machine.cores()
         (port,) = self._stack.enter_context(server(cores.load))
-        self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say)
-        self.setting.again = 0 if plan.quick else 2
+        self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say, plan.quick)
         if not cores.apart:
             self.setting.note("one core alone: load and proxies disturb each other")
         self.certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")
@@ -94,7 +93,7 @@ class Run:
             case "balance":
                 scenes.balance(setting, self.proxies)
             case "tunnels":
-                large.tunnels(setting, folder, certificate, quick=self.plan.quick)
+                large.tunnels(setting, folder, certificate)
             case "reload-large":
                 large.reload(setting, folder, certificate)
             case _ if name in own.COMPARISONS:

@@ -15,7 +15,7 @@ from tests.bench.proxies import Lb, Nginx, Proxy
 from tests.bench.workloads import WORKLOADS
 from tests.harness.processes import children, descriptors
 
-SETTLE: Final = 2.5  # seconds; after one, lb gives a WebSocket to its keeper
+SETTLE: Final = 2.0  # seconds; after one, lb gives a WebSocket to its keeper
 _SPREAD: Final = 2000  # WebSockets that are spread over two workers
 _CALM: Final = ("p99_ms", "max_ms")
 
@@ -39,6 +39,8 @@ def add(setting: Setting, name: str, proxy: str, number: int, row: Row) -> None:
 def memory(setting: Setting, name: str, proxies: Sequence[Proxy]) -> None:
     """Memory per idle WebSocket: that of the tree with them, less that before them."""
     wanted, tls, size = MEMORY[name]
+    if setting.quick:
+        wanted = min(wanted, 1000)
     tunnels = setting.connections(wanted)
     if tunnels < wanted:
         setting.note(f"{name}: {tunnels:,} WebSockets instead of {wanted:,}, for the limit of open files")
@@ -70,7 +72,7 @@ def start(setting: Setting, proxies: Sequence[Proxy]) -> None:
 
 def workers(setting: Setting, make: Callable[[str], list[Proxy]]) -> None:
     """Rate and cost with one worker and with two, on the same cores. `make` gives proxies in new folders."""
-    pair = replace(setting, cores=machine.cores(2), rounds=min(3, setting.rounds))
+    pair = replace(setting, cores=machine.cores(2), rounds=1 if setting.quick else min(3, setting.rounds))
     if not pair.cores.apart:
         setting.note(
             "workers: the load runs on the same cores as the two workers; four cores would be better"
@@ -123,7 +125,7 @@ def _held(proxy: Lb | Nginx) -> list[int]:
 def reload(setting: Setting, proxies: Sequence[Proxy]) -> None:
     """Requests at a fixed rate while the configuration is reloaded, and the same without a reload."""
     options = Options("rate", 0, 64, max(1.0, 2 * setting.seconds), rate=2000.0)
-    for number in range(setting.rounds):
+    for number in range(1 if setting.quick else setting.rounds):
         for proxy in proxies:
             if not proxy.reloads:
                 continue
