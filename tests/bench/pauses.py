@@ -2,9 +2,9 @@
 
 Many WebSockets are held, requests come all the time, and then: scrapes, reloads of a large configuration in
 which everything is another one each time, a worker killed, one more, and one fewer. Says for each of these
-what the longest turn was, how much CPU time its worker had used between the two ticks around it, whether it was
-at work on a configuration, and how many ticks had a turn of more than 20 ms. With less CPU time than the turn
-took, the machine was busy with others: the load, the clients and the servers run beside it.
+what the longest turn was, how much CPU time its worker had used between the two ticks around it, whether it
+was at work on a configuration, and how many ticks had a turn of more than 20 ms. With less CPU time than the
+turn took, the machine was busy with others: the load, the clients and the servers run beside it.
 """
 
 from __future__ import annotations

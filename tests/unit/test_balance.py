@@ -198,6 +198,28 @@ def test_least_conn_breaks_ties_in_rotation() -> None:
     assert set(draw(policy("least-conn", [1] * 4), 8, [1.0, 2.0, 1.0, 2.0], lambda turn: turn)) == {0, 2}
 
 
+@pytest.mark.parametrize("count", [32, 33, 400])
+def test_least_conn_fills_many_servers_evenly(count: int) -> None:
+    chosen, bits, scores = policy("least-conn", [1] * count), random_bits(7), [1.0] * count
+    for level in (2.0, 3.0):
+        for ticket in range(count):
+            scores[chosen.pick(bits(ticket), scores, ())] += 1
+        assert set(scores) == {level}
+
+
+def test_least_conn_of_many_finds_a_freed_server_a_few_picks_later() -> None:
+    chosen, bits, scores = policy("least-conn", [1] * 100), random_bits(7), [2.0] * 100
+    picked = {chosen.pick(bits(0), scores, ())}
+    freed = 99 if 99 not in picked else 98
+    scores[freed] = 1.0
+    picks = [chosen.pick(bits(ticket), scores, ()) for ticket in range(20)]
+    assert picks[-1] == freed
+    loaded = next(index for index in range(100) if index not in (freed, picks[0]))
+    scores[loaded] = 9.0
+    scores[freed] = 2.0
+    assert loaded not in {chosen.pick(bits(ticket), scores, ()) for ticket in range(200)}
+
+
 def test_least_conn_fills_by_weight() -> None:
     weights = [1, 2, 5]
     chosen, active = policy("least-conn", weights), [0] * 3

@@ -180,7 +180,7 @@ class Exchange(ResponseSide):
     def dispatch(self) -> None:
         """Picks a server and sends the request there; refuses where there is none."""
         pool = self.pool
-        excluded = pool.with_full(self.excluded)
+        excluded = self.excluded
         stuck = self.stuck
         if stuck >= 0 and not pool.reachable[stuck]:
             self.stuck = stuck = -1
@@ -194,6 +194,9 @@ class Exchange(ResponseSide):
                 pool.count_sticky(_HIT)
         else:
             index = pool.choose(self.key, self.ring_key, excluded)
+            if pool.capped and index >= 0 and pool.servers[index].full:
+                excluded = pool.with_full(excluded)  # which looks at all of them
+                index = pool.choose(self.key, self.ring_key, excluded)
             if index < 0:
                 self._none_left(full=len(excluded) > len(self.excluded))
                 return

@@ -40,7 +40,7 @@ class Pool:
     """One pool, as this worker runs it."""
 
     __slots__ = (
-        "_called", "_capped", "_needle", "_ring", "_seen", "_tickets", "admission", "adopted", "base",
+        "_called", "_needle", "_ring", "_seen", "_tickets", "admission", "adopted", "base", "capped",
         "cookie", "keyed", "policy", "reachable", "scored", "scores", "servers", "spec", "until", "usable",
         "waiting", "worker",
     )  # fmt: skip
@@ -53,7 +53,8 @@ class Pool:
         self.servers: list[Server] = []
         self.scored = spec.balance in _SCORED
         self.scores = [1.0] * len(spec.servers)
-        self._capped = any(server.max_connections is not None for server in spec.servers)
+        # Whether some server has a limit, so that it may be full.
+        self.capped = any(server.max_connections is not None for server in spec.servers)
         for index, server_spec in enumerate(spec.servers):
             server = former.pop(server_spec, None)
             if server is None:
@@ -158,7 +159,7 @@ class Pool:
     @property
     def watched(self) -> bool:
         """Whether this pool has a share in what all workers may have together."""
-        return self._capped or self.spec.admission is not None
+        return self.capped or self.spec.admission is not None
 
     def find_keys(self, head: RequestHead, address: str) -> tuple[int | None, int | None, int]:
         """What a request is balanced and stuck by: (hash for the policy, hash for the sticky ring, server
@@ -199,7 +200,7 @@ class Pool:
 
     def with_full(self, excluded: tuple[int, ...]) -> tuple[int, ...]:
         """`excluded`, and with it the servers that are at `max_connections`."""
-        if not self._capped:
+        if not self.capped:
             return excluded
         servers = self.servers
         full = [index for index in self.usable if index not in excluded and servers[index].full]
