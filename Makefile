@@ -1,5 +1,7 @@
 # make run    the load balancer over demo servers, on loopback
 # make test   the whole test suite
+# make compiled       a copy of all this in build/compiled with the hot modules compiled
+# make test-compiled  the tests on that copy
 # make lint   ruff;  make types   mypy --strict
 # make bench  lb side by side with nginx and HAProxy, where these are installed; see docs/performance.md
 # Each makes what it needs first, in .venv, and is quick when that is there.
@@ -13,6 +15,9 @@ ARGS ?=
 # Most tests wait for processes, so more of them than cores run at a time.
 JOBS ?= 4
 
+COMPILED := build/compiled
+SOURCES := lb workers tests config docs grafana setup.py pyproject.toml Makefile *.md LICENSE .ci .gitignore
+
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types bench clean
 
@@ -24,6 +29,15 @@ run: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+compiled: $(VENV)/.stamp-test
+	@mkdir -p $(COMPILED)
+	@cd $(COMPILED) && rm -rf lb workers tests
+	@cp -r $(SOURCES) $(COMPILED)
+	@cd $(COMPILED) && LB_COMPILED=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+
+test-compiled: compiled
+	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

@@ -158,6 +158,7 @@ class Play:
             keeper.close()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("victim", [0, 1], ids=["giver", "taker"])
 def test_killed_at_any_step(victim: int) -> None:
     at, kills = 1, 0

@@ -116,7 +116,7 @@ def request_heads(draw: st.DrawFn) -> bytes:
 
 
 def facts(head: RequestHead) -> list[object]:
-    return [getattr(head, name) for name in RequestHead.__slots__]
+    return [getattr(head, name) for name in dir(head) if not name.startswith("_")]
 
 
 # --- pieces and places ----------------------------------------------------------------------------------

@@ -349,6 +349,7 @@ def play_until(act: Callable[[Play], None], buffer: int | None, at: int) -> tupl
     return play, False
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_any_step(case: str) -> None:
     act, buffer = CASES[case]
@@ -659,6 +660,7 @@ class Ending:
             assert play.heard[end][-size : -size + 2] == ws.close_frame(1001, masked=size > 4)[:2]
 
 
+@pytest.mark.interpreted
 def test_killed_at_any_step_of_a_polite_close() -> None:
     at, kills = 1, 0
     while True:

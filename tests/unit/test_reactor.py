@@ -127,6 +127,7 @@ def test_writers_come_and_go_beside_readers(stage: Stage, pair: tuple[socket.soc
     assert calls == ["write", "read"]
 
 
+@pytest.mark.interpreted
 def test_nothing_is_reported_of_a_descriptor_that_nobody_watches(
     stage: Stage, pair: tuple[socket.socket, socket.socket]
 ) -> None:

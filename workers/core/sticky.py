@@ -45,7 +45,8 @@ class StickyCookie:
         stop = at + self._stop
         # A dict's look-up is not of constant time; but it compares keyed hashes before it compares bytes.
         index = self._indexes.get(header[at + self._skip : stop], -1)
-        if index >= 0 and (not at or header[at - 2 : at] == b"; ") and header[stop : stop + 1] in (b"", b";"):
+        alone = not at or header.endswith(b"; ", 0, at)
+        if index >= 0 and alone and header[stop : stop + 1] in (b"", b";"):
             return index
         for value in _values(header, self._name):
             index = self._indexes.get(value, -1)

@@ -215,12 +215,13 @@ class Pipe:
         # On the ledger before any of it is sent.
         self.put(data)
         try:
-            self.out = self.out[self.sink.send(self.out) :]
+            sent = self.sink.send(self.out)
         except (BlockingIOError, InterruptedError):
-            pass  # as if it had taken nothing
+            sent = 0
         except OSError:
             self.tunnel.sink_failed(self)
             return
+        self.out = self.out[sent:]
         if self.out:
             self.worker.loop.add_writer(self.sink_fd, self.on_writable)
         else:
@@ -255,13 +256,13 @@ class Pipe:
     def on_writable(self) -> None:
         """Sends on what waits."""
         try:
-            if self.out:
-                self.out = self.out[self.sink.send(self.out) :]
+            sent = self.sink.send(self.out) if self.out else 0
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.tunnel.sink_failed(self)
             return
+        self.out = self.out[sent:]
         self.tunnel.seen = self.worker.now
         if self.out:
             return

@@ -15,7 +15,8 @@ import os
 import socket
 import ssl
 import struct
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
 
 from workers.io.tls_errors import TlsError, TlsTruncated, failure
 
@@ -70,7 +71,7 @@ class TlsStream:
     A read never waits for a write, nor a write for a read: renegotiation is off in both contexts.
     """
 
-    __slots__ = ("_notify", "_socket", "_unsent", "deferred")
+    __slots__ = ("_notify", "_read", "_socket", "_unsent", "deferred")
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class TlsStream:
             suppress_ragged_eofs=False,
             server_hostname=server_name,
         )
+        # (Its stub knows only the form that returns bytes.)
+        self._read: Callable[[int, bytearray | memoryview], int] = cast(Any, self._socket).read
         # Public because it is asked for after every read: with a buffer of a record or more, this is all that
         # `pending` can count, and an attribute costs a tenth of the call.
         # What the next read has to deliver before OpenSSL is asked: plaintext, or how the stream failed.
@@ -159,7 +162,7 @@ class TlsStream:
         if self.deferred is not None:
             return self._recv_deferred(buffer)
         try:
-            received: int = self._socket.read(len(buffer), buffer)  # type: ignore[assignment]
+            received = self._read(len(buffer), buffer)
         except ssl.SSLWantReadError:
             raise BlockingIOError(errno.EAGAIN, "no whole record is here yet") from None
         except ssl.SSLZeroReturnError:  # what close_notify becomes once we have sent ours
@@ -183,7 +186,7 @@ class TlsStream:
     def _read_more(self, room: memoryview) -> int:
         """Reads another record: its length; 0 where there is none, and the next read will say why."""
         try:
-            return self._socket.read(len(room), room)  # type: ignore[return-value]
+            return self._read(len(room), room)
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             return 0
         except OSError as error:
