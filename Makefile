@@ -47,7 +47,8 @@ types: $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 bench: $(VENV)/.stamp-test
-	@$(BIN)/python -m tests.bench $(ARGS)
+	@$(MAKE) --no-print-directory compiled || echo "no C compiler? then lb is measured as it is interpreted" >&2
+	@$(BIN)/python -m tests.bench --code $(COMPILED) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

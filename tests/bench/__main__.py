@@ -41,9 +41,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each workload; default 5, or 2 with --quick")
     parser.add_argument("--seconds", type=float, help="of a round; default 1, or 0.25 with --quick")
     parser.add_argument("--quick", action="store_true", help="about two minutes, and more noise")
+    parser.add_argument(
+        "--code", type=Path, default=ROOT, help="folder of the lb to measure; default this one"
+    )
     parser.add_argument("--out", type=Path, help="writes the tables here, and the JSON beside them")
     parser.add_argument("--write-docs", action="store_true", help=f"writes the tables into {_DOCUMENT.name}")
     options = parser.parse_args()
+    options.code = options.code.resolve()
+    if not (options.code / "workers").is_dir():
+        parser.error(f"--code {options.code}: no lb there")
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (0.25 if options.quick else 1.0)
     return options
@@ -73,13 +79,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     limit = raise_file_limit()
     result: dict[str, Any] = {
-        "machine": machine.description(limit),
+        "machine": machine.description(options.code, limit),
         "date": time.strftime("%Y-%m-%d"),
         "rounds": options.rounds,
         "seconds": options.seconds,
     }
     began = time.monotonic()
-    run = Run(Plan(options.only, options.rounds, options.seconds, options.quick), limit, _say)
+    plan = Plan(options.only, options.rounds, options.seconds, options.quick, options.code)
+    run = Run(plan, limit, _say)
     interrupted = False
     with contextlib.closing(run):
         try:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Final
 
 from tests.bench import cost, machine
 from tests.bench.engine import Options
 from tests.bench.generators import Load, server
 from tests.bench.measure import Row, Setting
-from tests.bench.proxies import Lb
+from tests.bench.proxies import Lb, Site
 from tests.bench.scenes import SETTLE, add, rated
 from tests.harness import eventually
 from tests.harness.figures import Scrape
@@ -45,9 +44,9 @@ class Large(Lb):
         return tables
 
 
-def reload(setting: Setting, folder: Path, certificate: Path) -> None:
+def reload(setting: Setting, site: Site) -> None:
     """How long a client waits who asks every millisecond, while all of a large configuration changes."""
-    lb = Large(folder / "large", certificate, setting.server_port)
+    lb = Large(site, "large")
     try:
         lb.start(setting.cores.proxy)
         lb.lb.wait_control()
@@ -61,20 +60,21 @@ def reload(setting: Setting, folder: Path, certificate: Path) -> None:
         for number in range(1 if setting.quick else setting.rounds):
             options = Options("rate", lb.port, 8, 2.0, rate=1000.0)
             calm = rated(setting, options, lb, lambda: None)
+            before = _long_turns(lb)
             row = rated(setting, options, lb, change)
-            row |= {"calm_max_ms": calm["max_ms"], "reload_ms": 1000 * took[-1], **_lag(lb)}
+            row |= {
+                "calm_max_ms": calm["max_ms"],
+                "reload_ms": 1000 * took[-1],
+                "long_turns": _long_turns(lb) - before,
+            }
             add(setting, "reload-large", "lb", number, row)
     finally:
         lb.stop()
 
 
-def _lag(lb: Lb) -> Row:
-    """The largest of what the workers say about their event loops at the moment, by metric."""
-    found: Row = {}
-    for (name, _), value in Scrape(lb.lb).samples.items():
-        if name.startswith("lb_worker_loop_lag") and not name.endswith(("_bucket", "_created")):
-            found[name] = max(value, found.get(name, 0.0))
-    return found
+def _long_turns(lb: Lb) -> float:
+    """How many turns of the workers' event loops took more than 20 ms so far."""
+    return Scrape(lb.lb).total("lb_worker_long_turns_total")
 
 
 class Many(Lb):
@@ -92,7 +92,7 @@ class Many(Lb):
         return tables
 
 
-def tunnels(setting: Setting, folder: Path, certificate: Path) -> None:
+def tunnels(setting: Setting, site: Site) -> None:
     """As many idle WebSockets over four workers as may be, all of which work."""
     most = int((setting.file_limit - _SPARE) / 2 * _WORKERS * _EVEN)
     wanted = min(most, _QUICK) if setting.quick else most
@@ -101,7 +101,7 @@ def tunnels(setting: Setting, folder: Path, certificate: Path) -> None:
     everywhere = machine.cores(_WORKERS)
     with ExitStack() as stack:
         ports = [stack.enter_context(server(everywhere.load))[0] for _ in range(processes)]
-        lb = Many(folder / "many", certificate, ports[0])
+        lb = Many(site, "many")
         lb.ports = tuple(ports)
         stack.callback(lb.stop)
         lb.start(everywhere.proxy, _WORKERS)

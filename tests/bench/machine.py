@@ -8,12 +8,12 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import workers
 from lb.cli.version import version as lb_version
 
 PACKAGES = {"nginx": "nginx", "haproxy": "haproxy"}  # as Debian, Ubuntu, Fedora and Alpine call them
@@ -69,7 +69,20 @@ def program_path(program: str) -> str:
     return path
 
 
-def description(file_limit: int) -> dict[str, Any]:
+def is_compiled(code: Path) -> bool:
+    """Whether the lb in the folder `code` has its hot modules compiled."""
+    asked = subprocess.run(
+        [sys.executable, "-c", "import workers; print(workers.is_compiled())"],
+        cwd=code,
+        env={**os.environ, "PYTHONPATH": str(code)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return asked.stdout.strip() == "True"
+
+
+def description(code: Path, file_limit: int) -> dict[str, Any]:
     """What a reader has to know about where figures come from."""
     found = re.search(r"^model name\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*([0-9]+)", _read("/proc/meminfo"), re.MULTILINE)
@@ -80,7 +93,7 @@ def description(file_limit: int) -> dict[str, Any]:
         "kernel": platform.release(),
         "file_limit": file_limit,
         "lb": lb_version(),
-        "compiled": bool(getattr(workers, "COMPILED", False)),
+        "compiled": is_compiled(code),
         "python": platform.python_version(),
         **{program: version(program) for program in PACKAGES},
     }

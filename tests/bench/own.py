@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import wire
+from tests.bench import machine, wire
 from tests.bench.generators import server
 from tests.bench.measure import Setting, compare
-from tests.bench.proxies import Lb, Proxy
+from tests.bench.proxies import Lb, Proxy, Site
 from tests.bench.workloads import WORKLOADS, Workload
+from tests.harness.balancer import ROOT
 from tests.harness.figures import probe
 
 Tables = dict[str, Any]
@@ -27,6 +28,7 @@ class Variant:
     name: str
     change: Change
     scraped: bool = False
+    code: Path | None = None  # of this lb, where it is not that of the others
 
 
 def _nothing(tables: Tables) -> None:
@@ -60,6 +62,14 @@ _HTTP: Final = WORKLOADS["http-small"]
 _WS: Final = WORKLOADS["ws-small"]
 # Which load, and the variants; the first is the one that the others are compared with.
 COMPARISONS: Final[Mapping[str, tuple[Workload, tuple[Variant, ...]]]] = {
+    "form": (
+        replace(_HTTP, name="form"),
+        (Variant("interpreted", _nothing, code=ROOT), Variant("compiled", _nothing)),
+    ),
+    "form-ws": (
+        replace(_WS, name="form-ws"),
+        (Variant("interpreted", _nothing, code=ROOT), Variant("compiled", _nothing)),
+    ),
     "routes": (
         replace(_HTTP, name="routes", routes=wire.ROUTES),
         (Variant("one route", _nothing), Variant("500 routes", _routes)),
@@ -91,8 +101,8 @@ _SERVERS: Final = 200
 class Changed(Lb):
     """An lb with a changed configuration."""
 
-    def __init__(self, folder: Path, certificate: Path, port: int, variant: Variant) -> None:
-        super().__init__(folder, certificate, port)
+    def __init__(self, site: Site, place: str, variant: Variant) -> None:
+        super().__init__(replace(site, code=variant.code or site.code), place)
         self.name = variant.name
         self.variant = variant
 
@@ -129,15 +139,18 @@ class Scraper:
         self._thread.join()
 
 
-def run(setting: Setting, name: str, folder: Path, certificate: Path) -> None:
+def run(setting: Setting, name: str, site: Site) -> None:
     """Measures one of `COMPARISONS`."""
+    if name in ("form", "form-ws") and not machine.is_compiled(site.code):
+        setting.note(f"{name}: not measured: lb is not compiled here (make compiled)")
+        return
     workload, variants = COMPARISONS[name]
     with contextlib.ExitStack() as stack:
         if name == "servers":
             variants += (Variant(f"{_SERVERS} servers", _servers(stack, setting)),)
         proxies: list[Proxy] = []
         for number, variant in enumerate(variants):
-            proxy = Changed(folder / f"{name}-{number}", certificate, setting.server_port, variant)
+            proxy = Changed(site, f"{name}-{number}", variant)
             stack.callback(proxy.stop)
             proxy.start(setting.cores.proxy)
             if variant.scraped:

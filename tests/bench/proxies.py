@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,17 +86,26 @@ backend servers
 """
 
 
+@dataclass(frozen=True)
+class Site:
+    """What all proxies of a run share."""
+
+    folder: Path
+    certificate: Path
+    server: int  # port of the server behind them
+    code: Path  # the folder of lb's packages
+
+
 class Proxy(ABC):
-    """One load balancer in front of the bench's server."""
+    """One load balancer in front of the bench's server, with its files in a folder `place`."""
 
     name = ""
     program = ""
     reloads = True
 
-    def __init__(self, folder: Path, certificate: Path, server: int) -> None:
-        self.folder = folder
-        self.certificate = certificate
-        self.server = server
+    def __init__(self, site: Site, place: str) -> None:
+        self.site = site
+        self.folder = site.folder / place
         self.port = free_port()
         self.tls_port = free_port()
         self.started_in = 0.0  # seconds until the first answer
@@ -155,8 +165,8 @@ class Peer(Proxy):
     template = ""
     end = signal.SIGTERM
 
-    def __init__(self, folder: Path, certificate: Path, server: int) -> None:
-        super().__init__(folder, certificate, server)
+    def __init__(self, site: Site, place: str) -> None:
+        super().__init__(site, place)
         self.path = machine.program_path(self.program)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -181,8 +191,8 @@ class Peer(Proxy):
             files=files,
             # A request needs two; HAProxy wants some for itself.
             connections=(files - 100) // (2 if self.program == "haproxy" else 1),
-            certificate=self.certificate,
-            server=self.server,
+            certificate=self.site.certificate,
+            server=self.site.server,
             port=self.port,
             tls_port=self.tls_port,
         )
@@ -245,17 +255,17 @@ class Lb(Proxy):
 
     name = program = "lb"
 
-    def __init__(self, folder: Path, certificate: Path, server: int) -> None:
-        super().__init__(folder, certificate, server)
+    def __init__(self, site: Site, place: str) -> None:
+        super().__init__(site, place)
         self._lb: LoadBalancer | None = None
 
     def tables(self, workers: int) -> dict[str, Any]:
         """The configuration: defaults, but for what the peers have, too."""
-        address = f"127.0.0.1:{self.server}"
+        address = f"127.0.0.1:{self.site.server}"
         tables = settings([address], port=self.port, workers=workers, access_log={"path": "off"})
         tables["listen"]["secure"] = {
             "bind": [f"127.0.0.1:{self.tls_port}"],
-            "tls": {"certs": [str(self.certificate)]},
+            "tls": {"certs": [str(self.site.certificate)]},
         }
         tables["pool"]["main"]["keep_alive"] = {"max_idle": 256}
         return tables
@@ -282,7 +292,8 @@ class Lb(Proxy):
         self.folder.mkdir(exist_ok=True)
         # In a session of its own, so that Ctrl-C reaches the bench alone, which ends it in order.
         program = ("setsid", sys.executable, "-m", "lb")
-        self._lb = LoadBalancer(self.folder, self.tables(workers), program=program)
+        code = self.site.code
+        self._lb = LoadBalancer(self.folder, self.tables(workers), code=code, program=program)
         self._lb.start()
 
     def stop(self) -> None:

@@ -164,6 +164,7 @@ _LARGE: Final = {
     "longest ms without": "calm_max_ms",
     "failed": "failed",
     "reload took ms": "reload_ms",
+    "turns of a worker over 20 ms": "long_turns",
 }
 _TUNNELS: Final = {
     "WebSockets": "tunnels",

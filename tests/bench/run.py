@@ -12,7 +12,7 @@ from typing import Final
 from tests.bench import large, machine, own, scenes
 from tests.bench.generators import LoadError, server
 from tests.bench.measure import Setting, compare
-from tests.bench.proxies import KINDS, Proxy
+from tests.bench.proxies import KINDS, Proxy, Site
 from tests.bench.workloads import WORKLOADS
 from tests.harness.certificates import Authority
 
@@ -37,6 +37,7 @@ class Plan:
     rounds: int
     seconds: float
     quick: bool
+    code: Path
 
 
 class Run:
@@ -52,7 +53,8 @@ class Run:
         self.setting = Setting(cores, port, plan.rounds, plan.seconds, file_limit, say, plan.quick)
         if not cores.apart:
             self.setting.note("one core alone: load and proxies disturb each other")
-        self.certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")
+        certificate = Authority(self._folder).issue("bench.pem", "shop.example.com")
+        self.site = Site(self._folder, certificate, port, plan.code)
         self.proxies = self._installed()
 
     def _installed(self, place: str = "") -> list[Proxy]:
@@ -60,9 +62,7 @@ class Run:
         found: list[Proxy] = []
         for kind in KINDS:
             try:
-                proxy = kind(
-                    self._folder / f"{kind.program}{place}", self.certificate, self.setting.server_port
-                )
+                proxy = kind(self.site, f"{kind.program}{place}")
             except FileNotFoundError as error:
                 if not place:
                     self.setting.note(str(error))
@@ -84,7 +84,7 @@ class Run:
                 self.setting.note(f"{name}: not measured: {error}")
 
     def _one(self, name: str) -> None:
-        setting, folder, certificate = self.setting, self._folder, self.certificate
+        setting, site = self.setting, self.site
         match name:
             case "start":
                 scenes.start(setting, self.proxies)
@@ -93,11 +93,11 @@ class Run:
             case "balance":
                 scenes.balance(setting, self.proxies)
             case "tunnels":
-                large.tunnels(setting, folder, certificate)
+                large.tunnels(setting, site)
             case "reload-large":
-                large.reload(setting, folder, certificate)
+                large.reload(setting, site)
             case _ if name in own.COMPARISONS:
-                own.run(setting, name, folder, certificate)
+                own.run(setting, name, site)
             case _ if name in scenes.MEMORY:
                 scenes.memory(setting, name, self.proxies)
             case _:

@@ -44,22 +44,28 @@ def memory(setting: Setting, name: str, proxies: Sequence[Proxy]) -> None:
     tunnels = setting.connections(wanted)
     if tunnels < wanted:
         setting.note(f"{name}: {tunnels:,} WebSockets instead of {wanted:,}, for the limit of open files")
-    for proxy in proxies:
-        proxy.start(setting.cores.proxy)
-        options = Options("echo", proxy.tls_port if tls else proxy.port, tunnels, tls=tls, size=size)
-        try:
-            with Load(replace(options, connections=100), setting.cores.load):
-                pass
-            cost.wait_quiet(proxy.pid)
-            before = cost.memory(cost.tree(proxy.pid))
-            with Load(options, setting.cores.load):
-                time.sleep(SETTLE)
-                after = cost.memory(cost.tree(proxy.pid))
-        except LoadError as error:
-            setting.note(f"{name}, {proxy.name}: not measured: {error}")
-            continue
-        row = {"kib": (after - before) / 1024 / tunnels, "before_mib": before / 2**20, "tunnels": tunnels}
-        add(setting, name, proxy.name, 0, row)
+    for number in range(1 if setting.quick else min(3, setting.rounds)):
+        for proxy in proxies:
+            proxy.start(setting.cores.proxy)
+            options = Options("echo", proxy.tls_port if tls else proxy.port, tunnels, tls=tls, size=size)
+            try:
+                row = _memory(setting, proxy, options)
+            except LoadError as error:
+                setting.note(f"{name}, {proxy.name}: not measured: {error}")
+                continue
+            add(setting, name, proxy.name, number, row)
+
+
+def _memory(setting: Setting, proxy: Proxy, options: Options) -> Row:
+    with Load(replace(options, connections=100), setting.cores.load):
+        pass
+    cost.wait_quiet(proxy.pid)
+    before = cost.memory(cost.tree(proxy.pid))
+    with Load(options, setting.cores.load):
+        time.sleep(SETTLE)
+        after = cost.memory(cost.tree(proxy.pid))
+    each = (after - before) / 1024 / options.connections
+    return {"kib": each, "before_mib": before / 2**20, "tunnels": options.connections}
 
 
 def start(setting: Setting, proxies: Sequence[Proxy]) -> None:
