@@ -2,6 +2,7 @@
 
 Measures lb side by side with what is installed of nginx and HAProxy: CPU time per operation of the whole
 process tree, latency and memory, in rounds of one after the other. docs/performance.md says how to read it.
+Exits with 1 where something of lb could not be measured, because an operation failed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, default=list(NAMES), help="workloads, with commas between")
     parser.add_argument("--rounds", type=int, help="of each workload; default 5, or 2 with --quick")
     parser.add_argument("--seconds", type=float, help="of a round; default 1, or 0.25 with --quick")
-    parser.add_argument("--quick", action="store_true", help="about two minutes, and more noise")
+    parser.add_argument("--quick", action="store_true", help="two to three minutes, and more noise")
     parser.add_argument(
         "--code", type=Path, default=ROOT, help="folder of the lb to measure; default this one"
     )
@@ -96,7 +97,9 @@ def main() -> int:
             run.setting.note("interrupted: what is missing was not measured")
     result |= {"took": time.monotonic() - began, "rows": run.setting.rows, "notes": run.setting.notes}
     _write(options, result)
-    return 130 if interrupted else 0
+    if run.setting.failures:
+        _say(f"not measured: {', '.join(dict.fromkeys(run.setting.failures))}; the notes say why")
+    return 130 if interrupted else int(bool(run.setting.failures))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def reload(setting: Setting, site: Site) -> None:
             lb.reload()
             took.append(time.perf_counter() - began)
 
-        for number in range(1 if setting.quick else setting.rounds):
+        for number in range(setting.few()):
             options = Options("rate", lb.port, 8, 2.0, rate=1000.0)
             calm = rated(setting, options, lb, lambda: None)
             before = _long_turns(lb)

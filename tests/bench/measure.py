@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.bench.cost import Meter, wait_quiet
+from tests.bench.figures import PEERS
 from tests.bench.generators import Load, LoadError
 from tests.bench.machine import Cores
 from tests.bench.proxies import Proxy
@@ -33,10 +34,21 @@ class Setting:
     quick: bool = False  # less of all that takes long
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what of lb could not be measured
 
     def connections(self, wanted: int) -> int:
         """As many of `wanted` connections as one process can hold through a proxy, two descriptors each."""
         return min(wanted, (self.file_limit - 300) // 2)
+
+    def few(self, most: int = 3) -> int:
+        """Rounds of what takes long or differs little."""
+        return 1 if self.quick else min(most, self.rounds)
+
+    def failed(self, workload: str, proxy: str, error: Exception) -> None:
+        """A measurement failed: it gives no figure."""
+        self.note(f"{workload}, {proxy}: not measured: {error}")
+        if proxy not in PEERS:
+            self.failures.append(workload)
 
     def note(self, text: str) -> None:
         """Something that the reader of the figures has to know."""
@@ -57,7 +69,7 @@ def compare(setting: Setting, workload: Workload, proxies: Sequence[Proxy]) -> N
                 row = measure(setting, workload, proxy)
             except LoadError as error:
                 failed.add(proxy.name)
-                setting.note(f"{workload.name}, {proxy.name}: not measured: {error}")
+                setting.failed(workload.name, proxy.name, error)
                 continue
             row |= {"workload": workload.name, "proxy": proxy.name, "round": number}
             setting.rows.append(row)

@@ -157,6 +157,7 @@ def run(setting: Setting, name: str, site: Site) -> None:
                 proxy.lb.wait_control()
                 stack.enter_context(Scraper(proxy))
             proxies.append(proxy)
+        setting = replace(setting, rounds=min(3, setting.rounds))
         if any(variant.scraped for variant in variants):
             # Each round has its whole number of scrapes.
             setting = replace(setting, seconds=max(1.0, round(setting.seconds)))

@@ -81,7 +81,7 @@ class Run:
             try:
                 self._one(name)
             except (LoadError, OSError, AssertionError) as error:
-                self.setting.note(f"{name}: not measured: {error}")
+                self.setting.failed(name, "lb", error)
 
     def _one(self, name: str) -> None:
         setting, site = self.setting, self.site

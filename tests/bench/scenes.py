@@ -44,14 +44,14 @@ def memory(setting: Setting, name: str, proxies: Sequence[Proxy]) -> None:
     tunnels = setting.connections(wanted)
     if tunnels < wanted:
         setting.note(f"{name}: {tunnels:,} WebSockets instead of {wanted:,}, for the limit of open files")
-    for number in range(1 if setting.quick else min(3, setting.rounds)):
+    for number in range(setting.few(2)):
         for proxy in proxies:
             proxy.start(setting.cores.proxy)
             options = Options("echo", proxy.tls_port if tls else proxy.port, tunnels, tls=tls, size=size)
             try:
                 row = _memory(setting, proxy, options)
             except LoadError as error:
-                setting.note(f"{name}, {proxy.name}: not measured: {error}")
+                setting.failed(name, proxy.name, error)
                 continue
             add(setting, name, proxy.name, number, row)
 
@@ -78,7 +78,7 @@ def start(setting: Setting, proxies: Sequence[Proxy]) -> None:
 
 def workers(setting: Setting, make: Callable[[str], list[Proxy]]) -> None:
     """Rate and cost with one worker and with two, on the same cores. `make` gives proxies in new folders."""
-    pair = replace(setting, cores=machine.cores(2), rounds=1 if setting.quick else min(3, setting.rounds))
+    pair = replace(setting, cores=machine.cores(2), rounds=setting.few())
     if not pair.cores.apart:
         setting.note(
             "workers: the load runs on the same cores as the two workers; four cores would be better"
@@ -111,7 +111,7 @@ def balance(setting: Setting, proxies: Sequence[Proxy]) -> None:
                 time.sleep(SETTLE)
                 held = _held(proxy)
         except LoadError as error:
-            setting.note(f"balance, {proxy.name}: not measured: {error}")
+            setting.failed("balance", proxy.name, error)
             continue
         row = {"held": held, "most_to_mean": max(held) * len(held) / sum(held)}
         add(setting, "balance", proxy.name, 0, row)
@@ -131,7 +131,7 @@ def _held(proxy: Lb | Nginx) -> list[int]:
 def reload(setting: Setting, proxies: Sequence[Proxy]) -> None:
     """Requests at a fixed rate while the configuration is reloaded, and the same without a reload."""
     options = Options("rate", 0, 64, max(1.0, 2 * setting.seconds), rate=2000.0)
-    for number in range(1 if setting.quick else setting.rounds):
+    for number in range(setting.few()):
         for proxy in proxies:
             if not proxy.reloads:
                 continue
@@ -140,7 +140,7 @@ def reload(setting: Setting, proxies: Sequence[Proxy]) -> None:
                 calm = rated(setting, options, proxy, lambda: None)
                 row = rated(setting, options, proxy, proxy.reload)
             except LoadError as error:
-                setting.note(f"reload, {proxy.name}: not measured: {error}")
+                setting.failed("reload", proxy.name, error)
                 continue
             row |= {f"calm_{key}": calm[key] for key in _CALM}
             add(setting, "reload", proxy.name, number, row)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.bench import report
+from tests.bench import machine, report
 from tests.bench.figures import Figures
+from tests.bench.measure import Setting
 
 MACHINE = {
     "processor": "Test",
@@ -131,3 +132,23 @@ def test_figures_choose() -> None:
 def test_the_document_has_a_place_for_the_tables() -> None:
     text = (Path(report.__file__).parents[2] / "docs" / "performance.md").read_text()
     assert text.index(report.BEGIN) < text.index(report.END)
+
+
+def test_what_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert machine.version("haproxy") is None
+    with pytest.raises(FileNotFoundError, match="haproxy is not installed; its package is called haproxy"):
+        machine.program_path("haproxy")
+
+
+def test_only_what_fails_of_lb_is_a_failure() -> None:
+    setting = Setting(machine.cores(), 0, 1, 1.0, 1024, lambda _: None)
+    setting.failed("ws-small", "nginx", OSError("broken"))
+    assert (setting.notes, setting.failures) == (["ws-small, nginx: not measured: broken"], [])
+    setting.failed("ws-small", "lb", OSError("broken"))
+    assert setting.failures == ["ws-small"]
+
+
+def test_few_files_mean_fewer_connections() -> None:
+    setting = Setting(machine.cores(), 0, 1, 1.0, 1024, lambda _: None)
+    assert (setting.connections(64), setting.connections(5000)) == (64, 362)
