@@ -1,10 +1,11 @@
 """The longest turns of the workers' event loops while much goes on: `python -m tests.bench.pauses`.
 
 Many WebSockets are held, requests come all the time, and then: scrapes, reloads of a large configuration in
-which everything is another one each time, a worker killed, one more, and one fewer. Says for each of these
-what the longest turn was, how much CPU time its worker had used between the two ticks around it, whether it
-was at work on a configuration, and how many ticks had a turn of more than 20 ms. With less CPU time than the
-turn took, the machine was busy with others: the load, the clients and the servers run beside it.
+which everything is another one each time, a list of the WebSockets, a server drained, a worker killed, one
+more, and one fewer. Says for each of these what the longest turn was, how much CPU time its worker had used
+between the two ticks around it, whether it was at work on a configuration, and how many ticks had a turn of
+more than 20 ms. With less CPU time than the turn took, the machine was busy with others: the load, the
+clients and the servers run beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -211,6 +213,11 @@ def _scrape(lb: LoadBalancer) -> None:
             answer.read()
 
 
+def _command(lb: LoadBalancer, *arguments: str) -> None:
+    command = [sys.executable, "-m", "lb", *arguments, "-c", str(lb.file)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def _scale(lb: LoadBalancer, number: signal.Signals, count: int) -> None:
     os.kill(lb.pid, number)
     eventually(lambda: len(lb.status()["workers"]) == count, f"{count} workers", 120)
@@ -234,6 +241,10 @@ def run(lb: LoadBalancer, notes: pathlib.Path, options: argparse.Namespace) -> N
             change(lb.tables, options.routes, options.servers, number)
             course.stage(f"requests and reload {number}", lb.reload)
         course.stage("requests, the old let go", lambda: time.sleep(LET_GO))
+        course.stage("requests, a list of all WebSockets", lambda: _command(lb, "tunnels", "--all"))
+        server = f"main/{lb.tables['pool']['main']['servers'][0]}"
+        course.stage("a server drained", lambda: _command(lb, "server", server, "drain", "--spread", "1h"))
+        course.stage("and ready again", lambda: _command(lb, "server", server, "ready"))
         course.stage("requests, a worker killed", lambda: _kill(lb), 2.0)
         more = options.workers + 1
         course.stage("requests, a worker more", lambda: _scale(lb, signal.SIGTTIN, more), 5.0)

@@ -420,8 +420,7 @@ class Worker:
                 acceptor.close()
             self.acceptors = []
             self.slab.cells[WorkerCell.LISTENERS] = 0
-            for client in tuple(self.clients):
-                client.stop(hurried=not hand_over)
+            self.chores.begin(self._stop_clients(hurried=not hand_over), first=True)
             if hand_over:
                 self._withdraw()
         if not hand_over:
@@ -429,6 +428,11 @@ class Worker:
         if grace > 0:
             self.pacer.leave(grace, hand_over=hand_over, late=late)
         self._look_for_end(time.monotonic())
+
+    def _stop_clients(self, *, hurried: bool) -> Steps:
+        for client in tuple(self.clients):
+            client.stop(hurried=hurried)
+            yield
 
     def _withdraw(self) -> None:
         pools = self.current.pools.values() if self.current is not None else ()
