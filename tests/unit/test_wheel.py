@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from workers.core.wheel import NEVER, TICK, Wheel
+from workers.core.wheel import ALL, NEVER, TICK, Wheel
 
 
 class Item:
@@ -93,11 +93,12 @@ class Model(RuleBasedStateMachine):
     def next_call_touches(self, what: str, other: int, delay: float) -> None:
         self.reaction.append((what, other, delay))
 
-    @rule(ticks=st.integers(1, 12))
-    def run(self, ticks: int) -> None:
+    @rule(ticks=st.integers(1, 12), most=st.sampled_from([1, 2, ALL]))
+    def run(self, ticks: int, most: int) -> None:
         for _ in range(ticks):
             self.now += TICK
-            self.wheel.advance(self.now)
+            while self.wheel.advance(self.now, most):
+                pass
             self.check_lateness()
 
     @rule(pause=st.sampled_from([0.0, 0.01, 1.0, 60.0, 86400.0 * 8]))
@@ -247,6 +248,20 @@ def test_what_is_due_in_the_very_bucket_of_now_is_called(others: int) -> None:
     wheel.arm(item, 1000.03)
     wheel.advance(1000.15)
     assert item.calls == 1
+
+
+def test_thousands_are_called_a_few_at_a_time() -> None:
+    wheel, items = Wheel(0), [Item() for _ in range(100)]
+    for place, item in enumerate(items):
+        wheel.arm(item, 1.0 + place % 3 * TICK)
+    calls = []
+    while wheel.advance(5.0, 30):
+        calls.append(sum(item.calls for item in items))
+        wheel.arm(Item(), 4.0)  # also due, meanwhile
+    assert calls == [30, 60, 90]
+    assert [item.calls for item in items] == [1] * 100
+    wheel.advance(5.0 + 2 * TICK)
+    assert (len(wheel), slots(wheel)) == (0, 0)
 
 
 def test_length() -> None:

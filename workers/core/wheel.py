@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 NEVER: Final = float("inf")
 TICK: Final = 0.1  # seconds: how coarse a timeout is
+ALL: Final = 1 << 62
 
 
 class Timed(Protocol):
@@ -69,9 +70,10 @@ class Wheel:
             if not members:
                 del self._buckets[bucket]
 
-    def advance(self, now: float) -> None:
-        """Calls `on_deadline` of everything that is due at `now`, and moves what is not yet. What a handler
-        raises comes out of here; the items behind it are due at the next call."""
+    def advance(self, now: float, most: int = ALL) -> bool:
+        """Calls `on_deadline` of everything that is due at `now`, and moves what is not yet; of `most` items
+        in all. Returns whether some are left: then call it again soon. What a handler raises comes out of
+        here; the items behind it are due at the next call."""
         current = int(now / TICK)
         if current - self._next > len(self._buckets):
             # The loop stood still for long: look at what there is rather than at every bucket between.
@@ -81,15 +83,23 @@ class Wheel:
         self._next = current + 1
         try:
             for bucket in passed:
-                self._empty(bucket, now)
+                most = self._empty(bucket, now, most)
+                if most <= 0 and bucket in self._buckets:
+                    self._next = bucket
+                    return True
         except BaseException:
             self._put_back(passed)
             raise
+        return False
 
-    def _empty(self, bucket: int, now: float) -> None:
+    def _empty(self, bucket: int, now: float, most: int) -> int:
+        """Sees to `most` items of `bucket`; returns how many may still be seen to."""
         members = self._buckets.get(bucket)
         # What `on_deadline` drops or moves leaves this very set; what it adds goes into later buckets.
         while members:
+            if most <= 0:
+                return most
+            most -= 1
             item = members.pop()
             item.due = NEVER
             if item.deadline <= now:
@@ -97,6 +107,7 @@ class Wheel:
             elif item.deadline != NEVER:
                 self.move(item)
         self._buckets.pop(bucket, None)
+        return most
 
     def _put_back(self, passed: Iterable[int]) -> None:
         """One handler failed; the others are called at the next `advance`."""

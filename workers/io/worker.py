@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
+_EXPIRED: Final = 128  # timeouts that are seen to in a turn of the loop
 _LET_GO_AFTER: Final = 5.0  # seconds after a reload
 # So long before its end a worker refuses who still waits for admission: the answer is to arrive.
 _LAST_ANSWERS: Final = 1.0
@@ -98,6 +99,7 @@ class Worker:
         self._deadline = NEVER
         self._siblings: list[memoryview] = []
         self._tick_at = self.now
+        self._expiring = False  # whether the next turn goes on with it
         self._attached: list[tuple[object, int]] = []
         self.chores = Chores(self.loop)
         self._turns = Turns(self.loop, self.log, self.now)
@@ -191,7 +193,8 @@ class Worker:
         cells[WorkerCell.ERROR_LOG_DROPPED] = self._lost_before + self.log.lost
         self._tick_at = now + TICK
         self.loop.call_later(TICK, self._tick)
-        self.wheel.advance(now)
+        if not self._expiring:
+            self._expire()
         self.keeping.tick()
         self.pacer.turn()
         self.handovers.tick()
@@ -201,6 +204,13 @@ class Worker:
             cells[WorkerCell.LOG_DROPPED] = self._dropped_before + self.journal.dropped
         if self.stopping:
             self._look_for_end(now)
+
+    def _expire(self) -> None:
+        """Sees to the timeouts that are due: thousands at once take turns with everybody else."""
+        self._expiring = False
+        if self.wheel.advance(self.now, _EXPIRED):
+            self._expiring = True
+            self.loop.call_soon(self._expire)
 
     def _look_around(self, plan: Plan) -> None:
         """Takes in the other workers' figures, off the request path."""
