@@ -31,8 +31,8 @@ _WRITE_EVENTS: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
 # Turns that took longer are noted, in seconds; and those that somebody may have noticed are counted.
 _NOTED: Final = 0.005
 LONG_TURN: Final = 0.02
-# Descriptors served in one turn: bounds how long timers wait under load.
-_BATCH: Final = 512
+# Descriptors served in one turn: bounds how long timers, and who comes next, wait under load.
+_BATCH: Final = 128
 
 
 class Timer:
