@@ -15,7 +15,13 @@ from typing import Final, NamedTuple
 
 PATH: Final = 56
 TAIL: Final = PATH + 4  # bytes at the end of a body that name the request
-SIZES: Final = {"small": TAIL, "10k": 10_240, "1m": 1 << 20, "post": TAIL, "browser": TAIL}  # bytes of a body
+SIZES: Final[dict[str, int]] = {
+    "small": TAIL,
+    "10k": 10_240,
+    "1m": 1 << 20,
+    "post": TAIL,
+    "browser": TAIL,
+}  # bytes of a body
 POSTED: Final = 10_240
 ROUTES: Final = 500
 _LETTERS: Final = {"small": b"s", "10k": b"k", "1m": b"m", "post": b"p", "browser": b"s"}
