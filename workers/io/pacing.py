@@ -24,11 +24,13 @@ from workers.core.pacing import Timetable, times, window
 from workers.io.closing import PATIENCE, close_politely
 
 if TYPE_CHECKING:
+    from workers.io.chores import Steps
     from workers.io.tunnel import Tunnel
     from workers.io.worker import Worker
 
 # Tunnels that begin to close in one turn of the loop, so that the others are not held up.
 _AT_ONCE: Final = 64
+_A_STEP: Final = 500  # tunnels; they take two milliseconds
 _EMPTY_BY: Final = int(StateCell.EMPTY_BY)
 _STATES: Final = int(StateCell.WIDTH)
 # A tunnel that reached its max_age is closed within this part of it, so that those that were opened together
@@ -211,10 +213,17 @@ class Pacer:
         for row, (_, cause) in former.items():
             if drained.get(row, (0, None))[1] != cause:
                 self._timetable.call_off(cause)
-        self._plan_drained(
-            self._worker.tunnels.values(), {row for row, found in drained.items() if former.get(row) != found}
-        )
+        fresh = {row for row, found in drained.items() if former.get(row) != found}
+        if fresh:
+            self._worker.chores.begin(self._plan_in_steps(fresh), first=True)
         self._count()
+
+    def _plan_in_steps(self, rows: set[Row]) -> Steps:
+        """Thousands of tunnels take long; each part of them is spread over the whole time, and so are all."""
+        tunnels = tuple(self._worker.tunnels.values())
+        for start in range(0, len(tunnels), _A_STEP):
+            self._plan_drained(tunnels[start : start + _A_STEP], rows & self._drained.keys())
+            yield
 
     def _read_drained(self, snapshot: Snapshot) -> dict[Row, tuple[int, Cause]]:
         """What is on the board, also of servers that are gone from the configuration: to drain a server and
