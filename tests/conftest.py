@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from tests.harness.balancer import LoadBalancer
 from tests.harness.settings import Tables
 from tests.harness.upstream import Handler, Upstream, answer
-from workers import is_compiled
+from workers.contract.form import COMPILED, form
 
 StartBalancer = Callable[..., LoadBalancer]
 StartUpstream = Callable[..., Upstream]
@@ -25,7 +25,7 @@ hypothesis_settings.load_profile("ours")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves out what only the interpreted form of the hot modules lets a test do."""
-    if is_compiled():
+    if form() == COMPILED:
         skip = pytest.mark.skip(reason="counts byte codes, or replaces what the compiled form calls directly")
         for item in items:
             if item.get_closest_marker("interpreted"):

@@ -243,9 +243,9 @@ def _changes() -> Row:
             alerts("Alerts", "What is firing, or about to?"),
             table(
                 "Versions",
-                "Does every instance run the same version?",
-                Query(f"count by (version) (lb_build_info{{{HOST}}})"),
-                columns={"version": "Version", "Value": "Instances"},
+                "Does every instance run the same version, in the same form?",
+                Query(f"count by (version, form) (lb_build_info{{{HOST}}})"),
+                columns={"version": "Version", "form": "Form", "Value": "Instances"},
             ),
             graph(
                 "Age of the configuration",

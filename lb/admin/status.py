@@ -68,6 +68,7 @@ def view(control: Control) -> StatusView:
     upgrade = report.upgrades.last
     seen = StatusView(
         version=report.version,
+        form=report.form,
         pid=report.pid,
         config=report.config,
         state=report.state,

@@ -197,6 +197,7 @@ class StatusView(View, frozen=True, kw_only=True):
     """The whole in one answer: what `lb top` and the dashboard ask for again and again."""
 
     version: str
+    form: str = ""  # of the hot modules: compiled or interpreted
     pid: int
     config: str
     state: str  # starting, serving, reloading, upgrading, stopping

@@ -110,9 +110,10 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the version")
 
     def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
-        from lb.cli.version import version
+        from lb.cli.version import named, version
+        from workers.contract.form import form
 
-        print(f"lb {version()}")
+        print(named(version(), form()))
         parser.exit()
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from lb.admin.views import PoolView, ServerView, StatusView, WorkerView
 from lb.cli.text import clean, clock, duration, number, table
+from lb.cli.version import named
 from lb.master.report import (
     ListenerReport,
     Outcome,
@@ -39,6 +40,7 @@ def report_of(view: StatusView) -> StatusReport:
     outcome = None if last is None else msgspec.convert(last, Outcome, from_attributes=True)
     return StatusReport(
         version=view.version,
+        form=view.form,
         pid=view.pid,
         config=view.config,
         uptime=view.uptime,
@@ -91,7 +93,7 @@ def _verdict(report: StatusReport, view: StatusView | None, note: str) -> list[s
     serving = sum(worker.state == "serving" for worker in report.workers)
     lines = [
         f"{verdict_word(report, view)}: {serving} of {report.workers_wanted} workers serving,"
-        f" up {duration(report.uptime)} (pid {report.pid}, lb {report.version})",
+        f" up {duration(report.uptime)} (pid {report.pid}, {named(report.version, report.form)})",
         f"configuration {report.config}, generation {report.generation}",
     ]
     if view is not None:

@@ -11,3 +11,8 @@ def version() -> str:
         return importlib.metadata.version("shardlb")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def named(version: str, form: str) -> str:
+    """What is shown of a release: "lb 1.2, compiled"; `form` is that of its hot modules, or empty."""
+    return f"lb {version}, {form}" if form else f"lb {version}"

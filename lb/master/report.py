@@ -85,6 +85,7 @@ class StatusReport(Report, frozen=True, kw_only=True):
     """All that `lb status` shows."""
 
     version: str
+    form: str = ""  # of the hot modules: compiled or interpreted; empty from an lb that did not tell
     pid: int
     config: str
     uptime: float

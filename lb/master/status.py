@@ -11,6 +11,7 @@ from lb.master.instance import Instance
 from lb.master.report import ListenerReport, StatusReport, UpgradeReport, WorkerReport
 from lb.master.worker_process import WorkerProcess
 from workers.contract.cells import NANOSECONDS, ListenerCell, PoolCell, RouteCell, ServerCell, WorkerCell
+from workers.contract.form import form
 from workers.contract.scoreboard import Scoreboard, Slab
 from workers.contract.snapshot import ListenerSpec
 
@@ -61,6 +62,7 @@ def report(instance: Instance, state: str, upgrades: UpgradeReport) -> StatusRep
     snapshot = fleet.deployment.plan.snapshot
     return StatusReport(
         version=instance.version,
+        form=form(),
         pid=os.getpid(),
         config=str(instance.path),
         uptime=round(time.monotonic() - instance.ground.started, 3),

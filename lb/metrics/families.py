@@ -20,7 +20,9 @@ class Family(NamedTuple):
 _ALL: Final = (
     # --- the load balancer as a whole
     Family("lb_up", "gauge", "1 while the load balancer serves, 0 while it starts or stops."),
-    Family("lb_build_info", "info", "Version of the load balancer; the value is always 1.", ("version",)),
+    Family("lb_build_info", "info",
+           "Version of the load balancer, and whether its hot modules are compiled; the value is always 1.",
+           ("version", "form")),
     Family("lb_start_time_seconds", "gauge", "Unix time when the master process started.", unit="seconds"),
     Family("lb_config_generation", "gauge", "Number of the configuration that is served."),
     Family("lb_config_reloads_total", "counter", "Reloads of the configuration, by result.", ("result",)),

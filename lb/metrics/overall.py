@@ -21,7 +21,7 @@ def collect_overall(sheet: Sheet, control: Control) -> None:
     status = control.status
     started = processes.start_time(status.pid) or control.started
     sheet.add("lb_up", int(status.state in ("serving", "reloading")))
-    sheet.add("lb_build_info", 1, status.version)
+    sheet.add("lb_build_info", 1, status.version, status.form)
     sheet.add("lb_start_time_seconds", started)
     sheet.add("lb_config_generation", control.snapshot.generation)
     sheet.add("lb_workers", sum(worker.state == SERVING for worker in status.workers))

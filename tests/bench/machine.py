@@ -72,14 +72,14 @@ def program_path(program: str) -> str:
 def is_compiled(code: Path) -> bool:
     """Whether the lb in the folder `code` has its hot modules compiled."""
     asked = subprocess.run(
-        [sys.executable, "-c", "import workers; print(workers.is_compiled())"],
+        [sys.executable, "-c", "from workers.contract.form import form; print(form())"],
         cwd=code,
         env={**os.environ, "PYTHONPATH": str(code)},
         capture_output=True,
         text=True,
         check=True,
     )
-    return asked.stdout.strip() == "True"
+    return asked.stdout.strip() == "compiled"
 
 
 def description(code: Path, file_limit: int) -> dict[str, Any]:

@@ -215,6 +215,7 @@ class StandIn:
         )
         return views.StatusView(
             version="0.1.0",
+            form="compiled",
             pid=4000,
             config="/etc/lb/lb.toml",
             state="serving",

@@ -189,6 +189,7 @@ def status(**changed: object) -> StatusReport:
     )
     fields: dict[str, object] = {
         "version": "1.0",
+        "form": "compiled",
         "pid": 99,
         "config": "/etc/lb/lb.toml",
         "uptime": 3 * 86400 + 3700,
@@ -204,7 +205,9 @@ def status(**changed: object) -> StatusReport:
 
 
 def test_the_verdict_comes_first() -> None:
-    assert status_text(status()).startswith("OK: 2 of 2 workers serving, up 3d 1h (pid 99, lb 1.0)\n")
+    verdict = "OK: 2 of 2 workers serving, up 3d 1h (pid 99, lb 1.0, compiled)\n"
+    assert status_text(status()).startswith(verdict)
+    assert "(pid 99, lb 1.0)" in status_text(status(form="")), "as older releases answer"
     assert status_text(status(workers=(worker(0),))).startswith("DEGRADED: 1 of 2 workers")
     assert status_text(status(state="stopping")).startswith("STOPPING: ")
 

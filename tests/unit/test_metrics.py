@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 # What operators were promised; the rest is extra.
 PROMISED: dict[str, tuple[str, ...]] = {
-    "lb_build_info": ("version",),
+    "lb_build_info": ("version", "form"),
     "lb_config_reloads_total": ("result",),
     "lb_config_last_reload_successful": (),
     "lb_config_last_reload_success_timestamp_seconds": (),
@@ -100,7 +100,8 @@ def report(slot: int, pid: int = 0, state: str = "serving", heartbeat_age: float
 def control() -> Iterator[StandInControl]:
     with StandInControl(SNAPSHOT) as made:
         made.status = msgspec.structs.replace(
-            made.status, version="1.2", workers_wanted=2, workers=(report(0, os.getpid()), report(2)),
+            made.status, version="1.2", form="compiled", workers_wanted=2,
+            workers=(report(0, os.getpid()), report(2)),
             restarts={"SIGKILL": 3}, control_restarts={"exit-1": 2}, keeper_restarts={"SIGSEGV": 5},
             upgrades=UpgradeReport(succeeded=6, failed=7),
             reloads=ReloadReport(succeeded=4, failed=1, last=Outcome(ok=False, generation=3),
@@ -189,7 +190,7 @@ def test_every_metric_is_told_even_before_anything_happened(control: StandInCont
 
 EXPECTED: dict[str, dict[tuple[str, ...], float]] = {
     "lb_up": {(): 1},
-    "lb_build_info": {("1.2",): 1},
+    "lb_build_info": {("1.2", "compiled"): 1},
     "lb_config_generation": {(): 3},
     "lb_config_reloads_total": {("success",): 4, ("failure",): 1},
     "lb_config_last_reload_successful": {(): 0},

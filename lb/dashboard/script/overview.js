@@ -58,7 +58,7 @@ export function showVerdict(status) {
   setText(byId("fact-uptime"), duration(status.uptime));
   setText(byId("fact-generation"), count(status.generation));
   setText(byId("fact-reload"), reloadWords(status));
-  setText(byId("fact-version"), status.version);
+  setText(byId("fact-version"), [status.version, status.form].filter(Boolean).join(", "));
   const reload = status.last_reload;
   const when = reload ? `${date(reload.at)} ${timeOfDay(reload.at)}` : "";
   setAttribute(byId("fact-reload"), "title", reload && !reload.ok ? `${when}: ${reload.error}` : when);
