@@ -276,4 +276,4 @@ def _translated_list(forwarded_for: bytes, fields: _Fields) -> bytes:
         return b""
     # Scheme and host are those that the first proxy saw.
     first = _element(known[0], fields.proto, fields.host)
-    return b", ".join([first, *(b"for=" + _node(address) for address in known[1:])])
+    return b", ".join([first, *[b"for=" + _node(address) for address in known[1:]]])

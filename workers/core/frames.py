@@ -189,7 +189,7 @@ def close_frame(code: int, reason: str, mask: bytes) -> bytes:
     payload = code.to_bytes(2, "big") + reason.encode()
     if not mask:
         return bytes((0x88, len(payload))) + payload
-    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    masked = bytes([byte ^ mask[index % 4] for index, byte in enumerate(payload)])
     return bytes((0x88, 0x80 | len(payload))) + mask + masked
 
 

@@ -62,9 +62,9 @@ class Rules:
 
     def __init__(self, removed: Iterable[str], added: Iterable[tuple[str, str]]) -> None:
         added = list(added)
-        names = [*removed, *(name for name, _ in added)]
-        self.remove = tuple(dict.fromkeys(name.lower().encode("latin-1") for name in names))
-        self.lines = b"".join(f"\r\n{name}: {value}".encode("latin-1") for name, value in added)
+        names = [*removed, *[name for name, _ in added]]
+        self.remove = tuple(dict.fromkeys([name.lower().encode("latin-1") for name in names]))
+        self.lines = b"".join([f"\r\n{name}: {value}".encode("latin-1") for name, value in added])
 
     def apply(self, fields: bytes) -> bytes:
         """`fields` by the rules."""

@@ -440,7 +440,7 @@ class Client(Endpoint):
         request_id = next(self.worker.request_ids)
         if head.plain or not listener.trusts(self.address):
             return prefix.lines(head.authority, request_id), request_id
-        received = Received(*(b", ".join(field_values(head.fields, name)) for name in _NAMES))
+        received = Received(*[b", ".join(field_values(head.fields, name)) for name in _NAMES])
         lines = prefix.believed_lines(head.authority, request_id, received)
         return lines, lines[lines.rfind(b": ") + 2 : -2]
 

@@ -96,7 +96,7 @@ class Tunnel:
         for pipe in (self.from_client, self.from_server):
             if pipe.name == self.closer and pipe.tracker is not None and pipe.tracker.close_code is not None:
                 return pipe.tracker.close_code
-        codes = (pipe.tracker.close_code for pipe in (self.from_client, self.from_server) if pipe.tracker)
+        codes = [pipe.tracker.close_code for pipe in (self.from_client, self.from_server) if pipe.tracker]
         return next((code for code in codes if code is not None), None)
 
     @property
