@@ -16,10 +16,10 @@ ARGS ?=
 JOBS ?= 4
 
 COMPILED := build/compiled
-SOURCES := lb workers tests config docs grafana setup.py pyproject.toml Makefile *.md LICENSE .ci .gitignore
+SOURCES := lb tests config docs grafana setup.py pyproject.toml Makefile *.md LICENSE .ci .gitignore
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types bench clean
+.PHONY: help run test compiled test-compiled lint types bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,10 +31,17 @@ test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 compiled: $(VENV)/.stamp-test
-	@mkdir -p $(COMPILED)
-	@cd $(COMPILED) && rm -rf lb workers tests
+	@mkdir -p $(COMPILED) build/sources
+	@cd $(COMPILED) && rm -rf lb tests
 	@cp -r $(SOURCES) $(COMPILED)
-	@cd $(COMPILED) && LB_COMPILED=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	@# The modules as they are now, whoever edits meanwhile; compiled where they are not those of last time.
+	@rm -rf build/sources/workers && cp -r workers build/sources
+	@sum=$$({ cd build/sources && find workers -name '*.py' | LC_ALL=C sort | xargs sha256sum && cd ../.. && \
+		cat setup.py pyproject.toml && $(BIN)/python -VV && $(BIN)/mypy --version; } | sha256sum) && \
+	if [ "$$sum" != "$$(cat $(COMPILED)/.compiled 2>/dev/null)" ]; then \
+		cd $(COMPILED) && rm -rf .compiled workers ./*.so build && mv ../sources/workers . && \
+		LB_COMPILED=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace && echo "$$sum" > .compiled; \
+	fi
 
 test-compiled: compiled
 	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

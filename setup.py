@@ -8,12 +8,14 @@ install stays interpreted, so that what is edited is what runs (`make compiled` 
 
 import os
 import pathlib
+import shutil
 import sys
 import sysconfig
 import tempfile
 
 from setuptools import Extension, setup
-from setuptools.errors import CompileError, ExecError
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, CompileError, ExecError
 
 from distutils.ccompiler import new_compiler  # isort: skip  (setuptools' own, once setuptools is imported)
 from distutils.sysconfig import customize_compiler  # isort: skip
@@ -46,6 +48,7 @@ HOT = (
     "workers/io/tunnel.py",
     "workers/io/upstream.py",
 )
+WANTED = os.environ.get("LB_COMPILED", "")
 
 
 def can_compile() -> bool:
@@ -64,15 +67,44 @@ def can_compile() -> bool:
 
 def extensions() -> list[Extension]:
     """The hot modules as extensions; none where they stay interpreted."""
-    wanted = os.environ.get("LB_COMPILED", "")
-    if wanted == "0" or not BUILDS & {*sys.argv}:
+    if not BUILDS & {*sys.argv}:
         return []
-    if wanted != "1" and not can_compile():
-        print("no C compiler with Python's headers: lb will be interpreted", file=sys.stderr)
+    # What an earlier build has left would be installed, too: its modules would come before the sources of now.
+    for former in pathlib.Path("build").glob("lib*"):
+        shutil.rmtree(former)
+    if WANTED == "0":
+        return []
+    if WANTED != "1" and not can_compile():
+        _stays_interpreted("there is no C compiler with Python's headers")
         return []
     from mypyc.build import mypycify
 
-    return mypycify(list(HOT), opt_level="3")
+    try:
+        return mypycify(list(HOT), opt_level="3", group_name="shardlb")
+    except SystemExit:  # which has said why
+        if WANTED == "1":
+            raise
+        _stays_interpreted("mypyc can't translate it")
+        return []
 
 
-setup(ext_modules=extensions())
+class BuildExtensions(build_ext):
+    """Compiles all of the modules, or leaves all of them interpreted."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except CCompilerError as error:
+            if WANTED == "1":
+                raise
+            for module in self.extensions:
+                pathlib.Path(self.get_ext_fullpath(module.name)).unlink(missing_ok=True)
+            self.extensions.clear()
+            _stays_interpreted(str(error))
+
+
+def _stays_interpreted(reason: str) -> None:
+    print(f"lb will be interpreted, and take more CPU time: {reason}", file=sys.stderr)
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})
