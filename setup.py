@@ -69,7 +69,7 @@ def extensions() -> list[Extension]:
     """The hot modules as extensions; none where they stay interpreted."""
     if not BUILDS & {*sys.argv}:
         return []
-    # What an earlier build has left would be installed, too: its modules would come before the sources of now.
+    # What an earlier build has left would be installed, and its modules come before the sources of now.
     for former in pathlib.Path("build").glob("lib*"):
         shutil.rmtree(former)
     if WANTED == "0":
