@@ -40,7 +40,7 @@ compiled: $(VENV)/.stamp-test
 		cat setup.py pyproject.toml && $(BIN)/python -VV && $(BIN)/mypy --version; } | sha256sum) && \
 	if [ "$$sum" != "$$(cat $(COMPILED)/.compiled 2>/dev/null)" ]; then \
 		cd $(COMPILED) && rm -rf .compiled workers ./*.so build && mv ../sources/workers . && \
-		LB_COMPILED=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace && echo "$$sum" > .compiled; \
+		LB_COMPILED=1 $(abspath $(BIN))/python -W ignore setup.py --quiet build_ext --inplace && echo "$$sum" > .compiled; \
 	fi
 
 test-compiled: compiled
