@@ -55,6 +55,7 @@ types: $(VENV)/.stamp-test
 
 bench: $(VENV)/.stamp-test
 	@$(MAKE) --no-print-directory compiled || echo "no C compiler? then lb is measured as it is interpreted" >&2
+	@$(BIN)/python -m tests.bench.compiled || echo "the load is driven by an interpreted generator" >&2
 	@$(BIN)/python -m tests.bench --code $(COMPILED) $(ARGS)
 
 clean:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import time
+from _socket import socket as RawSocket
 from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final
 
 PATIENCE: Final = 10.0  # seconds that anything may take before it is an error
 OK: Final = b"HTTP/1.1 200 "
 END: Final = b"\r\n\r\n"
+RECORD: Final = 16_384  # bytes of a TLS record at most (RFC 8446 section 5.1)
 
 
 @dataclass
@@ -34,13 +36,48 @@ class Options:
     first: int = 0  # number of the first connection, of which the source address follows
 
 
+class Client:
+    """One connection of a load."""
+
+    __slots__ = ("engine", "fd", "socket", "started")
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.fd = -1
+        self.socket: RawSocket | None = None
+        self.started = 0.0  # when the operation began, or was due
+
+    def ready(self) -> None:
+        """The connection is readable, or writable where that was waited for."""
+        raise NotImplementedError
+
+    def use(self, connection: RawSocket, events: int = select.EPOLLIN) -> None:
+        """Watches a connection, which is this client's from now on."""
+        connection.setblocking(False)
+        self.socket = connection
+        self.fd = connection.fileno()
+        self.engine.clients[self.fd] = self
+        self.engine.poll.register(self.fd, events)
+
+    def await_room(self, *, wanted: bool) -> None:
+        """Also waits until it is writable, or no longer."""
+        self.engine.poll.modify(self.fd, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        connection, self.socket = self.socket, None
+        if connection is not None:
+            self.engine.clients.pop(self.fd, None)
+            connection.close()
+
+
 class Engine:
-    """Connections that are called when they are readable, their latencies and errors."""
+    """Clients that are called when they are readable, their latencies and errors."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.poll = select.epoll()
-        self.ready: dict[int, Callable[[], None]] = {}
+        self.clients: dict[int, Client] = {}  # by descriptor
         self.latencies = array("d")
         self.errors: Counter[str] = Counter()
         self.scratch = memoryview(bytearray(1 << 18))  # for bytes that nobody looks at
@@ -72,31 +109,19 @@ class Engine:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection if self.tls is None else self.wrap(connection, handshake=True)
 
-    def wrap(self, connection: socket.socket, *, handshake: bool) -> ssl.SSLSocket:
-        """TLS on a connection."""
+    def wrap(self, connection: RawSocket, *, handshake: bool) -> ssl.SSLSocket:
+        """TLS on a connection, which is taken over."""
         assert self.tls is not None
+        plain: Any = connection  # a raw socket has all that is asked of it
         return self.tls.wrap_socket(
-            connection, server_hostname="shop.example.com", do_handshake_on_connect=handshake
+            plain, server_hostname="shop.example.com", do_handshake_on_connect=handshake
         )
-
-    def watch(
-        self, connection: socket.socket, callback: Callable[[], None], events: int = select.EPOLLIN
-    ) -> None:
-        """Calls `callback` from now on, at `events` on a connection that was not watched."""
-        connection.setblocking(False)
-        self.ready[connection.fileno()] = callback
-        self.poll.register(connection.fileno(), events)
-
-    def forget(self, connection: socket.socket) -> None:
-        """Closes a connection."""
-        self.ready.pop(connection.fileno(), None)
-        connection.close()
 
     # --- what happened ---------------------------------------------------------------------------
 
     def done(self, started: float) -> float:
         """An operation has ended well; returns now."""
-        now = time.perf_counter()
+        now = perf_counter()
         self.latencies.append(now - started)
         self.busy -= 1
         return now
@@ -109,48 +134,61 @@ class Engine:
     # --- the loop --------------------------------------------------------------------------------
 
     def turn(self, timeout: float) -> None:
-        """Waits for events once, and calls back."""
-        get = self.ready.get
+        """Waits for events once, and calls those that these are for."""
+        clients = self.clients
         for fd, _ in self.poll.poll(timeout, 512):
-            callback = get(fd)
-            if callback is None:
+            client = clients.get(fd)
+            if client is None:
                 continue
             try:
-                callback()
+                client.ready()
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 continue
             except OSError as error:
-                self.lost(fd, error)
+                self.lost(client, error)
 
-    def lost(self, fd: int, error: OSError) -> None:
+    def lost(self, client: Client, error: OSError) -> None:
         """A connection broke."""
-        owner: Any = getattr(self.ready.get(fd), "__self__", None)
         self.failed(f"{type(error).__name__}: {error}")
-        if owner is not None:
-            self.forget(owner.socket)
+        client.close()
 
     def run(self, seconds: float) -> float:
         """Turns for `seconds`, then until all that had begun has ended; returns how long that took."""
-        began = time.perf_counter()
+        began = perf_counter()
         deadline = began + seconds
-        while time.perf_counter() < deadline and self.ready:
+        while perf_counter() < deadline and self.clients:
             self.turn(min(0.05, seconds))
         self.ending = True
         self.settle()
-        return time.perf_counter() - began
+        return perf_counter() - began
 
     def settle(self) -> None:
         """Turns until all that has begun has ended, or nothing has for too long."""
-        deadline, ended = time.perf_counter() + PATIENCE, len(self.latencies)
-        while self.busy > 0 and self.ready:
+        deadline, ended = perf_counter() + PATIENCE, len(self.latencies)
+        while self.busy > 0 and self.clients:
             self.turn(0.05)
             if len(self.latencies) > ended:
-                deadline, ended = time.perf_counter() + PATIENCE, len(self.latencies)
-            elif time.perf_counter() > deadline:
+                deadline, ended = perf_counter() + PATIENCE, len(self.latencies)
+            elif perf_counter() > deadline:
                 break
         if self.busy > 0:
             self.errors[f"no answer within {PATIENCE:.0f} s"] += self.busy
             self.busy = 0
+
+
+def receiver(connection: RawSocket) -> Callable[[int], bytes]:
+    """What reads from an open connection. For TLS it is OpenSSL's object itself, to which an end without
+    close_notify is an `OSError`: `SSLSocket` makes three calls of each."""
+    if isinstance(connection, ssl.SSLSocket):
+        return connection._sslobj.read  # type: ignore[attr-defined,no-any-return]
+    return connection.recv
+
+
+def sender(connection: RawSocket) -> Callable[[bytes | memoryview], int]:
+    """What writes to an open connection; see `receiver`."""
+    if isinstance(connection, ssl.SSLSocket):
+        return connection._sslobj.write  # type: ignore[attr-defined,no-any-return]
+    return connection.send
 
 
 def _context() -> ssl.SSLContext:

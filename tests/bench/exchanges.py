@@ -5,60 +5,59 @@ from __future__ import annotations
 import re
 import select
 import ssl
-import time
 from collections import deque
+from time import perf_counter
 from typing import Final
 
 from tests.bench import wire
-from tests.bench.engine import END, OK, Engine
+from tests.bench.engine import END, OK, RECORD, Client, Engine, receiver, sender
 
 _MUCH: Final = 65_536  # bytes of a body
+_LITTLE: Final = 4096  # that a small answer has at most, with its head
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
 
-class Exchange:
+class Exchange(Client):
     """A connection on which one request follows the other."""
 
     __slots__ = (
-        "engine",
+        "chunk",
         "left",
         "make",
         "piece",
         "receive",
-        "receive_into",
         "send",
         "size",
-        "socket",
-        "started",
         "tail",
         "unsent",
     )
 
     def __init__(self, engine: Engine, make: wire.Requests) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.make = make
         self.size = wire.SIZES[engine.options.kind]
+        small = self.size < _LITTLE // 2
+        self.chunk = (RECORD if engine.tls else _LITTLE) if small else _MUCH
         self.piece = b""  # of a head, or the last bytes of a body
         self.left = -1  # bytes of the body that are still to come; -1: the head is not complete
         self.unsent = b""
-        self.started = 0.0
         self.tail = b""
         self.open()
 
     def open(self) -> None:
         """Connects, which blocks. Raises `OSError`."""
-        self.socket = self.engine.connect()
-        self.receive = self.socket.recv
-        self.receive_into = self.socket.recv_into
-        self.send = self.socket.send
-        self.engine.watch(self.socket, self.readable)
+        connection = self.engine.connect()
+        self.receive = receiver(connection)
+        self.send = sender(connection)
+        self.use(connection)
 
     def begin(self, started: float) -> None:
         """Sends a request that was due at `started`."""
-        data, self.tail = self.make()
+        request = self.make.following()
+        self.tail = request.tail
         self.started = started
         self.engine.busy += 1
-        self._write(data)
+        self._write(request.data)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -67,19 +66,19 @@ class Exchange:
             sent = 0
         if sent != len(data):
             self.unsent = data[sent:]
-            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            self.await_room(wanted=True)
         elif self.unsent:
             self.unsent = b""
-            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN)
+            self.await_room(wanted=False)
 
-    def readable(self) -> None:
+    def ready(self) -> None:
         """Part of an answer has come, or there is room again for the rest of a request."""
         if self.unsent:
             self._write(self.unsent)
         if self.left > _MUCH:
             self._skip()
             return
-        data = self.receive(65_536)
+        data = self.receive(self.chunk)
         if self.left < 0:
             whole = len(data) - data.find(END) == self.size + 4
             if whole and data.startswith(OK) and data.endswith(self.tail):
@@ -92,7 +91,9 @@ class Exchange:
 
     def _skip(self) -> None:
         """Takes much of a body without an object for it; its end is looked at."""
-        got = self.receive_into(self.engine.scratch, min(len(self.engine.scratch), self.left - _MUCH // 2))
+        assert self.socket is not None
+        scratch = self.engine.scratch
+        got = self.socket.recv_into(scratch, min(len(scratch), self.left - _MUCH // 2))
         if not got:
             raise ConnectionError("closed in the middle of an answer")
         self.left -= got
@@ -151,13 +152,13 @@ class ClosedLoop(Engine):
 
     def prepare(self) -> None:
         """Connects."""
-        make = wire.requests(self.options.kind, routes=self.options.routes)
+        make = wire.Gets(self.options.kind, routes=self.options.routes)
         self.exchanges = [Exchange(self, make) for _ in range(self.options.connections)]
 
     def start(self) -> None:
         """The first request on every connection."""
         for exchange in self.exchanges:
-            exchange.begin(time.perf_counter())
+            exchange.begin(perf_counter())
 
 
 class OpenLoop(Engine):
@@ -165,48 +166,47 @@ class OpenLoop(Engine):
 
     def prepare(self) -> None:
         """Connects."""
-        make = wire.requests(self.options.kind, routes=self.options.routes)
+        make = wire.Gets(self.options.kind, routes=self.options.routes)
         self.idle: deque[Paced] = deque()
         for _ in range(self.options.connections):
             self.idle.append(Paced(self, make, self.idle))
 
-    def lost(self, fd: int, error: OSError) -> None:
+    def lost(self, client: Client, error: OSError) -> None:
         """A connection broke: another one takes its place. One that was idle owed nothing."""
-        owner = getattr(self.ready.get(fd), "__self__", None)
-        assert isinstance(owner, Paced)
-        if owner in self.idle:
-            self.idle.remove(owner)
+        assert isinstance(client, Paced)
+        if client in self.idle:
+            self.idle.remove(client)
         else:
             self.failed(f"{type(error).__name__}: {error}")
-        self.forget(owner.socket)
-        owner.left, owner.piece, owner.unsent = -1, b"", b""
-        owner.open()
-        self.idle.append(owner)
+        client.close()
+        client.left, client.piece, client.unsent = -1, b"", b""
+        client.open()
+        self.idle.append(client)
 
     def run(self, seconds: float) -> float:
         """As for any engine."""
         rate = self.options.rate
-        began = due = time.perf_counter()
+        began = due = perf_counter()
         end = began + seconds
         sent, wanted = 0, round(rate * seconds)
         while sent < wanted:
-            now = time.perf_counter()
+            now = perf_counter()
             while due <= now and self.idle and sent < wanted:
                 self._begin(due)
                 sent += 1
                 due = began + sent / rate
             # select(2) waits to the microsecond, epoll(7) in Python to the millisecond.
-            select.select([self.poll], [], [], max(0.0, due - time.perf_counter()) if self.idle else 0.05)
+            select.select([self.poll], [], [], max(0.0, due - perf_counter()) if self.idle else 0.05)
             self.turn(0)
-            if time.perf_counter() > end + 10:
+            if perf_counter() > end + 10:
                 self.errors["requests were due that no connection was free for"] += 1
                 break
         super().run(0)
-        return time.perf_counter() - began
+        return perf_counter() - began
 
     def _begin(self, due: float) -> None:
         exchange = self.idle.popleft()
         try:
             exchange.begin(due)
         except OSError as error:
-            self.lost(exchange.socket.fileno(), error)
+            self.lost(exchange, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final
 
-from tests.bench import machine
+from tests.bench import compiled, machine
 from tests.bench.engine import Options
 from tests.harness.balancer import ROOT
 
@@ -24,13 +25,16 @@ class LoadError(Exception):
 
 
 def _start(module: str, argument: str, cores: set[int]) -> subprocess.Popen[str]:
+    program = f"from tests.bench.{module} import main; main()"  # -m can't start a compiled module
+    code = compiled.folder() or ROOT
     with machine.pinned(cores):
         return subprocess.Popen(
-            [sys.executable, "-m", f"tests.bench.{module}", argument],
+            [sys.executable, "-c", program, argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=code,
+            env={**os.environ, "PYTHONPATH": f"{code}{os.pathsep}{ROOT}"},
             start_new_session=True,
         )
 

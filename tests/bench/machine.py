@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.cli.version import version as lb_version
+from tests.bench import compiled
 
 PACKAGES = {"nginx": "nginx", "haproxy": "haproxy"}  # as Debian, Ubuntu, Fedora and Alpine call them
 
@@ -94,6 +95,7 @@ def description(code: Path, file_limit: int) -> dict[str, Any]:
         "file_limit": file_limit,
         "lb": lb_version(),
         "compiled": is_compiled(code),
+        "generator": "compiled" if compiled.folder() else "interpreted",
         "python": platform.python_version(),
         **{program: version(program) for program in PACKAGES},
     }

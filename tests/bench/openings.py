@@ -7,59 +7,82 @@ import os
 import select
 import socket
 import ssl
-import time
+from _socket import socket as RawSocket
 from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Final
 
 from tests.bench import wire
-from tests.bench.engine import END, OK, Engine
+from tests.bench.engine import END, OK, Client, Engine
 from tests.harness.websocket import accept_token, handshake_bytes
 
-_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>; Python has no name for it
-_PER_ADDRESS = 10_000  # connections from one source address, which has 28,000 ports at the most
+_BIND_ADDRESS_NO_PORT: Final = 24  # <linux/in.h>; Python has no name for it
+_PER_ADDRESS: Final = 10_000  # connections from one source address, which has 28,000 ports at the most
+_TYPE: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+# What is awaited.
+_CONNECTED: Final = 0
+_SECURED: Final = 1
+_ANSWERED: Final = 2
 
 
-class Opening:
+class Opening(Client):
     """A connection for one operation: connect, TLS if asked for, ask, read the answer to its end."""
 
-    __slots__ = ("engine", "head", "make", "socket", "source", "started", "tail")
+    __slots__ = ("head", "make", "source", "state", "tail")
 
     def __init__(self, engine: Engine, make: wire.Requests) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.make = make
         self.source = ""  # address to connect from
+        self.state = _CONNECTED
+        self.head = b""
+        self.tail = b""
         self.open()
 
     def open(self) -> None:
         """Begins to connect."""
-        self.engine.busy += 1
-        self.started = time.perf_counter()
+        engine = self.engine
+        engine.busy += 1
+        self.started = perf_counter()
         self.head = b""
-        self.socket = socket.socket()
+        self.state = _CONNECTED
+        self.socket = connection = RawSocket(socket.AF_INET, _TYPE)
         if self.source:
             # Without this option bind(2) would take the port from all other addresses, too (ip(7)).
-            self.socket.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
-            self.socket.bind((self.source, 0))
-        self.socket.setblocking(False)
-        error = self.socket.connect_ex(("127.0.0.1", self.engine.options.port))
+            connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+            connection.bind((self.source, 0))
+        error = connection.connect_ex(("127.0.0.1", engine.options.port))
         if error not in (0, errno.EINPROGRESS):
             raise OSError(error, os.strerror(error))
-        self.engine.watch(self.socket, self.connected, select.EPOLLOUT)
+        self.fd = connection.fileno()
+        engine.clients[self.fd] = self
+        engine.poll.register(self.fd, select.EPOLLOUT)
+
+    def ready(self) -> None:
+        """What was awaited has come, or some of it."""
+        if self.state == _ANSWERED:
+            self.receive()
+        elif self.state == _CONNECTED:
+            self.connected()
+        else:
+            self.secure()
 
     def connected(self) -> None:
         """The connection stands, or was refused."""
-        error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        connection, engine = self.socket, self.engine
+        assert connection is not None
+        error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             raise ConnectionError(error, "connect failed")
-        fd = self.socket.fileno()
-        self.engine.poll.modify(fd, select.EPOLLIN)
-        if self.engine.tls is None:
+        engine.poll.modify(self.fd, select.EPOLLIN)
+        if engine.tls is None:
             self.ask()
             return
-        self.socket = self.engine.wrap(self.socket, handshake=False)
-        self.engine.ready[fd] = self.handshake
-        self.handshake()
+        self.socket = engine.wrap(connection, handshake=False)
+        self.state = _SECURED
+        self.secure()
 
-    def handshake(self) -> None:
+    def secure(self) -> None:
         """TLS goes on."""
         assert isinstance(self.socket, ssl.SSLSocket)
         self.socket.do_handshake()
@@ -67,12 +90,15 @@ class Opening:
 
     def ask(self) -> None:
         """The connection can be used."""
-        self.engine.ready[self.socket.fileno()] = self.readable
-        data, self.tail = self.make()
-        self.socket.send(data)
+        assert self.socket is not None
+        self.state = _ANSWERED
+        request = self.make.following()
+        self.tail = request.tail
+        self.socket.send(request.data)
 
-    def readable(self) -> None:
+    def receive(self) -> None:
         """Part of the answer has come, or its end."""
+        assert self.socket is not None
         data = self.socket.recv(65_536)
         self.head += data
         if data:
@@ -86,7 +112,7 @@ class Opening:
     def complete(self) -> None:
         """The answer is there and right."""
         self.engine.done(self.started)
-        self.engine.forget(self.socket)
+        self.close()
         if not self.engine.ending:
             self.open()
 
@@ -96,14 +122,15 @@ class Upgrading(Opening):
 
     __slots__ = ()
 
-    def readable(self) -> None:
+    def receive(self) -> None:
         """Part of the answer has come."""
-        data = self.socket.recv(65_536)
-        self.head += data
-        if self.head.startswith(b"HTTP/1.1 101 ") and self.head.endswith(END) and self.tail in self.head:
+        assert self.socket is not None
+        data = self.socket.recv(4096)
+        head = self.head = self.head + data
+        if head.startswith(b"HTTP/1.1 101 ") and head.endswith(END) and self.tail in head:
             self.complete()
-        elif not data or END in self.head or len(self.head) > 65_536:
-            raise ConnectionError(f"the handshake was refused: {self.head[:60]!r}")
+        elif not data or END in head or len(head) > 65_536:
+            raise ConnectionError(f"the handshake was refused: {head[:60]!r}")
 
 
 class Entering(Upgrading):
@@ -116,7 +143,7 @@ class Entering(Upgrading):
         engine: Engine,
         make: wire.Requests,
         numbers: Iterator[int],
-        enter: Callable[[socket.socket], None],
+        enter: Callable[[RawSocket], None],
     ) -> None:
         self.numbers = numbers
         self.enter = enter
@@ -132,7 +159,8 @@ class Entering(Upgrading):
     def complete(self) -> None:
         """The WebSocket stands."""
         self.engine.done(self.started)
-        self.engine.poll.unregister(self.socket.fileno())
+        assert self.socket is not None
+        self.engine.poll.unregister(self.fd)
         self.enter(self.socket)
         self.open()
 
@@ -140,32 +168,34 @@ class Entering(Upgrading):
 class Connecting(Engine):
     """So many connections at a time, for a request each."""
 
-    opening: type[Opening] = Opening
+    def start(self) -> None:
+        """The first connections."""
+        make = wire.Gets("small", close=True)
+        for _ in range(self.options.connections):
+            Opening(self, make)
+
+
+class Handshakes(Engine):
+    """So many connections at a time, each to become a WebSocket."""
 
     def start(self) -> None:
         """The first connections."""
-        make = self.requests()
+        make = Upgrades()
         for _ in range(self.options.connections):
-            self.opening(self, make)
-
-    def requests(self) -> wire.Requests:
-        """What is asked on each."""
-        return wire.requests("small", close=True)
+            Upgrading(self, make)
 
 
-class Handshakes(Connecting):
-    """So many connections at a time, each to become a WebSocket."""
+class Upgrades(wire.Requests):
+    """Handshakes, whose keys are 512 in turn."""
 
-    opening = Upgrading
+    __slots__ = ("_number", "_prepared")
 
-    def requests(self) -> wire.Requests:
-        """What is asked on each."""
-        return handshakes()
+    def __init__(self) -> None:
+        made = [handshake_bytes(f"/ws/room-{number:06d}", host="shop.example.com") for number in range(512)]
+        self._prepared = [wire.Request(data, accept_token(key).encode()) for data, key in made]
+        self._number = 0
 
-
-def handshakes() -> wire.Requests:
-    """Makes the next handshake at each call; the keys are 512 in turn."""
-    prepared = [handshake_bytes(f"/ws/room-{number:06d}", host="shop.example.com") for number in range(512)]
-    requests = [wire.Request(data, accept_token(key).encode()) for data, key in prepared]
-    turn = iter(range(1 << 62))
-    return lambda: requests[next(turn) % len(requests)]
+    def following(self) -> wire.Request:
+        """The next one."""
+        self._number = (self._number + 1) % len(self._prepared)
+        return self._prepared[self._number]

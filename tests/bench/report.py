@@ -47,18 +47,34 @@ GOALS: Final = {
 }
 
 
+FULL: Final = 0.95  # share of its core from which on a proxy counts as fully loaded
+_RESTING: Final = ("rate", "fan")  # loads that leave a proxy time to rest, whatever it costs
+
+
+def _share(figures: Figures, name: str, proxy: str) -> str:
+    """How much of its core a proxy used that had less to do than it could have done; else nothing."""
+    share = figures.of(name, proxy, "busy")
+    resting = name in WORKLOADS and WORKLOADS[name].mode in _RESTING
+    return "" if share is None or resting or round(share, 2) >= FULL else f" ({share:.0%})"
+
+
 def _compared(figures: Figures, names: Sequence[str], key: str, goals: Goals) -> str:
     lines = []
     for name in names:
         if not figures.rows(name):
             continue
         cells = [figures.of(name, proxy, key) for proxy in (OURS, *PEERS)]
+        shown = [number(cell) for cell in cells]
+        if key == "cpu_us":
+            shown = [
+                cell + _share(figures, name, proxy) for cell, proxy in zip(shown, (OURS, *PEERS), strict=True)
+            ]
         ratios = (
             ratio(cells[0], figures.better(name, key)),
             ratio(figures.of(name, OURS, key, min), figures.better(name, key, min)),
         )
         goal = goals.get(name, (None, None))
-        lines.append([name, *map(number, cells), *ratios, *(f"{g:.2f}" if g else NONE for g in goal)])
+        lines.append([name, *shown, *ratios, *(f"{g:.2f}" if g else NONE for g in goal)])
     heads = ("workload", OURS, *PEERS, "ratio", "ratio of minima", "must", "aim")
     return table(heads, lines) if lines else ""
 
@@ -197,7 +213,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         f"Linux {machine['kernel']}; lb {machine['lb']} ({form}) on Python {machine['python']}"
     )
     text += f"; {versions}" if versions else ""
-    return text + (f"; not installed: {', '.join(missing)}" if missing else "") + "."
+    text += f"; not installed: {', '.join(missing)}" if missing else ""
+    return f"{text}. The load generator is {machine['generator']}."
 
 
 def markdown(result: Mapping[str, Any]) -> str:

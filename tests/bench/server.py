@@ -12,8 +12,7 @@ import re
 import select
 import socket
 import sys
-from collections.abc import Callable
-from functools import partial
+from _socket import socket as RawSocket
 from typing import Final
 
 from tests.bench import wire
@@ -21,6 +20,7 @@ from tests.bench.limits import raise_file_limit
 from tests.harness.websocket import accept_token
 
 _CHUNK: Final = 65_536
+_FIRST: Final = 2048  # the same, of a connection of which no more came at a time
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 _KEY: Final = re.compile(rb"\r\nsec-websocket-key: *([^\r ]+)", re.IGNORECASE)
@@ -33,8 +33,8 @@ def _head(size: int) -> bytes:
     )
 
 
-# The heads of short masked frames, by length; what is shorter than a head has none.
-_SHORT: Final = [wire.frame_head(length, masked=True) for length in range(126)] + [b"none"] * 6
+# The heads of short frames, by length.
+_SHORT: Final = [wire.frame_head(length, masked=False) for length in range(126)]
 _SMALL: Final = _head(wire.TAIL)
 _ANSWERS: Final = {
     letter: _head(wire.SIZES[kind]) + b"x" * (wire.SIZES[kind] - wire.TAIL)
@@ -45,18 +45,45 @@ _ANSWERS: Final = {
 class Connection:
     """One connection of a proxy: HTTP until it is upgraded, then frames."""
 
-    __slots__ = ("after", "buffer", "left", "pending", "receive", "send", "server", "socket", "tail")
+    __slots__ = (
+        "after",
+        "buffer",
+        "chunk",
+        "is_websocket",
+        "left",
+        "pending",
+        "receive",
+        "send",
+        "server",
+        "socket",
+        "tail",
+    )
 
-    def __init__(self, server: Server, accepted: socket.socket) -> None:
+    def __init__(self, server: Server, accepted: RawSocket) -> None:
         self.server = server
         self.socket = accepted
         self.receive = accepted.recv
         self.send = accepted.send
+        self.chunk = _FIRST  # bytes that are read at a time
+        self.is_websocket = False
         self.pending: bytes | memoryview = b""  # not yet taken by the socket; nothing is read meanwhile
         self.after = b""  # what comes after `pending`
         self.buffer = b""  # of a head that is not complete
         self.left = 0  # bytes of the body or frame that are still to come
         self.tail = b""  # of the answer to the request whose body is coming
+
+    def ready(self) -> None:
+        """Something has come, or there is room again."""
+        if self.pending:
+            self.writable()
+            return
+        data = self.receive(self.chunk)
+        if len(data) == self.chunk:
+            self.chunk = _CHUNK
+        if self.is_websocket:
+            self.frames(data)
+        else:
+            self.requests(data)
 
     def write(self, data: bytes | memoryview) -> None:
         """Sends `data`, now or when there is room."""
@@ -69,27 +96,21 @@ class Connection:
             sent = 0
         if sent != len(data):
             self.pending = memoryview(data)[sent:]
-            self.server.watch(self, select.EPOLLOUT, self.writable)
+            self.server.watch(self, select.EPOLLOUT)
 
     def writable(self) -> None:
         """There is room again."""
         data, self.pending = self.pending, b""
-        self.server.watch(self, select.EPOLLIN, self.frames if self.is_websocket else self.requests)
+        self.server.watch(self, select.EPOLLIN)
         self.write(data)
         if self.after and not self.pending:
             after, self.after = self.after, b""
             self.write(after)
 
-    @property
-    def is_websocket(self) -> bool:
-        """Whether it was upgraded."""
-        return self in self.server.websockets
-
-    def requests(self) -> None:
+    def requests(self, data: bytes) -> None:
         """Requests, or parts of them, have come."""
-        data = self.receive(_CHUNK)
         if data.startswith(b"GET /s/") and data.endswith(_END) and not self.buffer:
-            self.write(b"%b%b ok\n" % (_SMALL, data[4 : 4 + wire.PATH]))
+            self.write(_SMALL + data[4 : 4 + wire.PATH] + b" ok\n")
             return
         if not data:
             self.server.close(self)
@@ -108,7 +129,7 @@ class Connection:
         if target.startswith(b"/fan/"):
             self._fan(int(target[5:]))
         elif key := _KEY.search(head):
-            self._upgrade(key[1].decode())
+            self._upgrade(key[1])
         elif method == b"POST":
             length = _LENGTH.search(head)
             self.left = int(length[1]) if length else 0
@@ -133,12 +154,16 @@ class Connection:
         if not self.left:
             self.write(_ANSWERS[b"p"] + self.tail)
 
-    def _upgrade(self, key: str) -> None:
-        self.server.websockets[self] = None
-        self.server.watch(self, select.EPOLLIN, self.frames)
+    def _upgrade(self, key: bytes) -> None:
+        server = self.server
+        server.websockets[self] = None
+        self.is_websocket = True
+        token = server.tokens.get(key)
+        if token is None:
+            token = server.tokens[key] = accept_token(key.decode()).encode()
         self.write(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept_token(key).encode()
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % token
         )
 
     def _fan(self, size: int) -> None:
@@ -147,15 +172,20 @@ class Connection:
             websocket.write(frame)
         self.write(_SMALL + b"f" * wire.TAIL)
 
-    def frames(self) -> None:
+    def frames(self, data: bytes) -> None:
         """Frames, or parts of them, have come."""
-        data = self.receive(_CHUNK)
         if not data:
             self.server.close(self)
             return
         length = len(data) - 6
-        if length < 126 and data[:2] == _SHORT[length] and not self.left and not self.buffer:
-            self.write(b"\x82%c%b" % (length, data[6:]))
+        if (
+            0 <= length < 126
+            and data[0] == 0x82
+            and data[1] == 0x80 | length
+            and not self.left
+            and not self.buffer
+        ):
+            self.write(_SHORT[length] + data[6:])
             return
         self._echo(data)
 
@@ -189,67 +219,62 @@ class Server:
 
     def __init__(self, listeners: int) -> None:
         self.poll = select.epoll()
-        self.ready: dict[int, Callable[[], None]] = {}
+        self.connections: dict[int, Connection] = {}  # by descriptor
         self.websockets: dict[Connection, None] = {}
-        self.listening = [socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in range(listeners)]
-        for listener in self.listening:
+        self.tokens: dict[bytes, bytes] = {}  # Sec-WebSocket-Accept, by key: the load has few
+        self.listening: dict[int, RawSocket] = {}
+        self.ports: list[int] = []  # where it listens
+        for _ in range(listeners):
+            listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
             listener.setblocking(False)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which is inherited
-            self._add(listener, partial(self._accept, listener))
+            self.ports.append(int(listener.getsockname()[1]))
+            self.listening[listener.fileno()] = listener
+            self.poll.register(listener.fileno(), select.EPOLLIN)
 
-    @property
-    def ports(self) -> list[int]:
-        """Where it listens."""
-        return [int(listener.getsockname()[1]) for listener in self.listening]
-
-    def _add(self, added: socket.socket, callback: Callable[[], None]) -> None:
-        self.ready[added.fileno()] = callback
-        self.poll.register(added.fileno(), select.EPOLLIN)
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: RawSocket) -> None:
         for _ in range(64):
             try:
-                accepted, _ = listener.accept()
+                fd, _ = listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
+            accepted = RawSocket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
             accepted.setblocking(False)
-            self._add(accepted, Connection(self, accepted).requests)
+            self.connections[fd] = Connection(self, accepted)
+            self.poll.register(fd, select.EPOLLIN)
 
-    def watch(self, connection: Connection, events: int, callback: Callable[[], None]) -> None:
-        """Calls `callback` from now on, at `events`."""
+    def watch(self, connection: Connection, events: int) -> None:
+        """Waits for `events` on a connection from now on."""
         self.poll.modify(connection.socket.fileno(), events)
-        self.ready[connection.socket.fileno()] = callback
 
     def close(self, connection: Connection) -> None:
         """Closes a connection."""
-        del self.ready[connection.socket.fileno()]
-        self.websockets.pop(connection, None)
+        del self.connections[connection.socket.fileno()]
+        if connection.is_websocket:
+            del self.websockets[connection]
         connection.socket.close()
 
-    def run(self) -> None:
-        """Serves until stdin ends."""
-        self.poll.register(sys.stdin.fileno(), select.EPOLLIN)
-        ready, poll = self.ready, self.poll.poll
+    def run(self, until: int) -> None:
+        """Serves until the descriptor `until` is readable."""
+        self.poll.register(until, select.EPOLLIN)
+        connections, poll = self.connections, self.poll.poll
         while True:
             for fd, _ in poll(-1, 512):
-                callback = ready.get(fd)
-                if callback is None:
-                    if fd == sys.stdin.fileno():
-                        return
-                    continue  # closed by an event before it
-                try:
-                    callback()
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    self._lost(fd)
+                connection = connections.get(fd)
+                if connection is not None:
+                    self._serve(connection)
+                elif fd == until:
+                    return
+                elif listener := self.listening.get(fd):
+                    self._accept(listener)
 
-    def _lost(self, fd: int) -> None:
-        """The peer reset the connection; who sees that is the client, and counts it."""
-        callback = self.ready.get(fd)
-        owner = getattr(callback, "__self__", None)
-        if isinstance(owner, Connection):
-            self.close(owner)
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.ready()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close(connection)  # the peer reset it; who sees that is the client, and counts it
 
 
 def main() -> None:
@@ -258,7 +283,7 @@ def main() -> None:
     server = Server(int(sys.argv[1]))
     gc.disable()
     print(json.dumps(server.ports), flush=True)
-    server.run()
+    server.run(sys.stdin.fileno())
 
 
 if __name__ == "__main__":

@@ -2,89 +2,96 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from _socket import socket as RawSocket
 from time import perf_counter
+from typing import Final
 
 from tests.bench import wire
-from tests.bench.engine import PATIENCE, Engine
-from tests.bench.openings import Entering, handshakes
+from tests.bench.engine import PATIENCE, RECORD, Client, Engine, receiver, sender
+from tests.bench.openings import Entering, Upgrades
 
-_REST = 0.02  # seconds between two bursts
-_AT_A_TIME = 64  # WebSockets that are being opened
+_REST: Final = 0.02  # seconds between two bursts
+_AT_A_TIME: Final = 64  # WebSockets that are being opened
+_CHUNK: Final = 65_536
 
 
-class Echo:
+class Echo(Client):
     """A WebSocket on which one message is sent after the other, each when the last has come back."""
 
-    __slots__ = (
-        "echo",
-        "engine",
-        "following",
-        "got",
-        "note",
-        "receive",
-        "send",
-        "socket",
-        "started",
-        "unsent",
-    )
+    __slots__ = ("chunk", "got", "message", "messages", "number", "receive", "send", "unsent")
 
-    def __init__(self, engine: Engine, connection: socket.socket, messages: Iterator[wire.Message]) -> None:
-        self.engine = engine
-        self.socket = connection
-        self.receive = connection.recv
-        self.send = connection.send
-        self.following = messages.__next__
-        self.note = engine.latencies.append
+    def __init__(
+        self, engine: Engine, connection: RawSocket, messages: list[wire.Message], number: int
+    ) -> None:
+        super().__init__(engine)
+        self.receive = receiver(connection)
+        self.send = sender(connection)
+        self.messages = messages
+        self.number = number % len(messages)
+        self.message = messages[self.number]  # of which the echo is awaited
+        size = len(self.message.echo) + 1  # one more, so that a byte too many is noticed
+        self.chunk = min(_CHUNK, max(size, RECORD) if engine.tls else size)
         self.got = 0
         self.unsent: bytes | memoryview = b""
-        self.started = 0.0
-        self.echo = b""
-        engine.watch(connection, self.readable)
+        self.use(connection)
 
     def begin(self, started: float) -> None:
         """Sends the next message."""
-        data, self.echo = self.following()
         self.started = started
         self.engine.busy += 1
-        self._write(data)
+        self._next()
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _next(self) -> None:
+        self.number = (self.number + 1) % len(self.messages)
+        self.message = self.messages[self.number]
+        data = self.message.data
         try:
             sent = self.send(data)
         except (BlockingIOError, ssl.SSLWantWriteError):
             sent = 0
         if sent != len(data):
             self.unsent = memoryview(data)[sent:]
-            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
-        elif self.unsent:
-            self.unsent = b""
-            self.engine.poll.modify(self.socket.fileno(), select.EPOLLIN)
+            self.await_room(wanted=True)
 
-    def readable(self) -> None:
+    def _go_on(self) -> None:
+        """There may be room for the rest of a message."""
+        try:
+            sent = self.send(self.unsent)
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return
+        self.unsent = self.unsent[sent:]
+        if not self.unsent:
+            self.await_room(wanted=False)
+
+    def ready(self) -> None:
         """Part of an echo has come, or there is room again for the rest of a message."""
         if self.unsent:
-            self._write(self.unsent)
-        data = self.receive(65_536)
-        if data != self.echo:
-            if not data or not self.echo.startswith(data, self.got):
-                raise ConnectionError(f"{len(data)} wrong bytes" if data else "closed")
-            self.got += len(data)
-            if self.got < len(self.echo):
-                return
-            self.got = 0
+            self._go_on()
+        engine = self.engine
+        data = self.receive(self.chunk)
+        if data != self.message.echo and not self._completed_by(data):
+            return
         now = perf_counter()
-        self.note(now - self.started)
-        if self.engine.ending:
-            self.engine.busy -= 1
+        engine.latencies.append(now - self.started)
+        if engine.ending:
+            engine.busy -= 1
             return
         self.started = now
-        data, self.echo = self.following()
-        self._write(data)
+        self._next()
+
+    def _completed_by(self, data: bytes) -> bool:
+        """Whether `data` is the rest of the echo. Raises `ConnectionError` where it isn't part of it."""
+        echo = self.message.echo
+        if not data or not echo.startswith(data, self.got):
+            raise ConnectionError(f"{len(data)} wrong bytes" if data else "closed")
+        self.got += len(data)
+        if self.got < len(echo):
+            return False
+        self.got = 0
+        return True
 
 
 class Tunnels(Engine):
@@ -96,10 +103,10 @@ class Tunnels(Engine):
         messages = wire.messages(options.size, 8 if options.size > 4096 else 64)
         self.tunnels: list[Echo] = []
         numbers = iter(range(options.first, options.first + options.connections))
-        requests = handshakes()
+        requests = Upgrades()
 
-        def enter(connection: socket.socket) -> None:
-            self.tunnels.append(Echo(self, connection, messages))
+        def enter(connection: RawSocket) -> None:
+            self.tunnels.append(Echo(self, connection, messages, len(self.tunnels)))
 
         for _ in range(min(_AT_A_TIME, options.connections)):
             Entering(self, requests, numbers, enter)
@@ -129,7 +136,8 @@ class Fan(Tunnels):
     def start(self) -> None:
         """Connects to the server itself, which is told when to send."""
         self.trigger = socket.create_connection(("127.0.0.1", self.options.server_port), PATIENCE)
-        self.frame = wire.frame_head(self.options.size, masked=False) + b"f" * self.options.size
+        frame = wire.frame_head(self.options.size, masked=False) + b"f" * self.options.size
+        self.message = wire.Message(b"", frame)
         self.bursts: list[float] = []
 
     def run(self, seconds: float) -> float:
@@ -145,7 +153,7 @@ class Fan(Tunnels):
         began = perf_counter()
         for tunnel in self.tunnels:
             tunnel.started = began
-            tunnel.echo = self.frame
+            tunnel.message = self.message
         self.busy = len(self.tunnels)
         self.ending = True  # a frame is not answered
         self.trigger.sendall(b"GET /fan/%d HTTP/1.1\r\nHost: bench\r\n\r\n" % self.options.size)

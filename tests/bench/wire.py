@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
-from itertools import count, cycle
-from typing import Final, NamedTuple
+from typing import Final
 
 PATH: Final = 56
 TAIL: Final = PATH + 4  # bytes at the end of a body that name the request
@@ -32,14 +30,24 @@ _AGENTS: Final = (
 )
 
 
-class Request(NamedTuple):
+class Request:
     """A request and the end of its answer's body."""
 
-    data: bytes
-    tail: bytes
+    __slots__ = ("data", "tail")
+
+    def __init__(self, data: bytes, tail: bytes) -> None:
+        self.data = data
+        self.tail = tail
 
 
-Requests = Callable[[], Request]
+class Requests:
+    """What is asked, request by request."""
+
+    __slots__ = ()
+
+    def following(self) -> Request:
+        """The next request."""
+        raise NotImplementedError
 
 
 def _agents(number: int) -> list[bytes]:
@@ -79,36 +87,60 @@ def _fields(kind: str, *, close: bool) -> tuple[list[bytes], bytes]:
     return before, after + b"\r\n"
 
 
-def requests(kind: str, *, close: bool = False, routes: int = 1) -> Requests:
-    """Makes the next request at each call: another path, cookie and user agent each time."""
-    before, after = _fields(kind, close=close)
-    variants = len(before)
-    method = b"POST /" if kind == "post" else b"GET /"
-    line = method + _LETTERS[kind] + b"/r%03d/item-%010d/view?page=%03d&from=search-%06d%b%016x%b"
-    skipped = len(method) - 1
-    numbers = count(int.from_bytes(os.urandom(3), "big"))
+_BLOCK: Final = 1000  # requests whose numbers differ in the last digits only
 
-    def make() -> Request:
-        number = next(numbers)
-        data = line % (
-            number % routes,
-            number,
-            number % 997,
-            number % 999_983,
-            before[number % variants],
-            number * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF,
-            after,
+
+class Gets(Requests):
+    """Requests (POST, too) with another path, cookie and user agent each time."""
+
+    __slots__ = ("_after", "_before", "_cookie", "_cookies", "_head", "_items", "_number", "_path", "_starts")
+
+    def __init__(self, kind: str, *, close: bool = False, routes: int = 1) -> None:
+        self._before, self._after = _fields(kind, close=close)
+        method = b"POST /" if kind == "post" else b"GET /"
+        self._path = len(method) - 1  # where the path begins
+        self._starts = [method + _LETTERS[kind] + b"/r%03d/item-" % route for route in range(routes)]
+        self._items = [
+            b"%03d/view?page=%03d&from=search-%06d" % (low, low % 97, low * 7919 % 999_983)
+            for low in range(_BLOCK)
+        ]
+        self._cookies = [b"%08x" % (low * 0x9E3779B1 & 0xFFFFFFFF) for low in range(_BLOCK)]
+        self._number = int.from_bytes(os.urandom(3), "big")
+        self._begin_block()
+
+    def _begin_block(self) -> None:
+        high = self._number // _BLOCK
+        self._head = b"%07d" % high
+        self._cookie = b"%08x" % (high * 0x9E3779B1 & 0xFFFFFFFF)
+
+    def following(self) -> Request:
+        """The next request."""
+        number = self._number = self._number + 1
+        low = number % _BLOCK
+        if not low:
+            self._begin_block()
+        data = b"".join(
+            (
+                self._starts[number % len(self._starts)],
+                self._head,
+                self._items[low],
+                self._before[number % len(self._before)],
+                self._cookie,
+                self._cookies[low],
+                self._after,
+            )
         )
-        return Request(data, data[skipped : skipped + PATH] + b" ok\n")
-
-    return make
+        return Request(data, data[self._path : self._path + PATH] + b" ok\n")
 
 
-class Message(NamedTuple):
+class Message:
     """A masked frame and the bytes that the server sends back: its payload as it stands there."""
 
-    data: bytes
-    echo: bytes
+    __slots__ = ("data", "echo")
+
+    def __init__(self, data: bytes, echo: bytes) -> None:
+        self.data = data
+        self.echo = echo
 
 
 def frame_head(length: int, *, masked: bool) -> bytes:
@@ -121,8 +153,8 @@ def frame_head(length: int, *, masked: bool) -> bytes:
     return struct.pack("!BBQ", 0x82, bit | 127, length)
 
 
-def messages(size: int, number: int = 64) -> Iterator[Message]:
-    """Endless messages of `size` random bytes, `number` of them in turn."""
+def messages(size: int, number: int = 64) -> list[Message]:
+    """Messages of `size` random bytes, to be sent in turn."""
     made = []
     for _ in range(number):
         payload = os.urandom(size)
@@ -130,4 +162,4 @@ def messages(size: int, number: int = 64) -> Iterator[Message]:
         made.append(
             Message(frame_head(size, masked=True) + mask + payload, frame_head(size, masked=False) + payload)
         )
-    return cycle(made)
+    return made

@@ -40,8 +40,8 @@ def drive(port: int, mode: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", wire.SIZES)
 def test_no_two_requests_are_alike(kind: str) -> None:
-    make = wire.requests(kind, routes=7)
-    made = [make() for _ in range(2000)]
+    make = wire.Gets(kind, routes=7)
+    made = [make.following() for _ in range(2000)]
     paths = {request.tail for request in made}
     heads = [request.data.partition(b"\r\n\r\n")[0] for request in made]
     assert len(paths) == len(made)
@@ -53,14 +53,14 @@ def test_no_two_requests_are_alike(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", wire.SIZES)
 def test_the_tail_names_the_request(kind: str) -> None:
-    request = wire.requests(kind)()
+    request = wire.Gets(kind).following()
     path = request.data.split(b" ")[1]
     assert (len(path), request.tail) == (wire.PATH, path + b" ok\n")
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536])
 def test_a_message_is_a_frame_and_its_echo_another(size: int) -> None:
-    message = next(wire.messages(size, 1))
+    (message,) = wire.messages(size, 1)
     assert len(message.data) == len(wire.frame_head(size, masked=True)) + 4 + size
     assert message.echo.endswith(message.data[len(message.data) - size :])
     assert message.data[1] & 0x80 and not message.echo[1] & 0x80

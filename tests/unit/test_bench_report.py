@@ -19,6 +19,7 @@ MACHINE = {
     "file_limit": 1024,
     "lb": "0.1.0",
     "compiled": False,
+    "generator": "interpreted",
     "python": "3.11",
     "nginx": "1.22",
     "haproxy": None,
@@ -67,6 +68,26 @@ def test_what_was_not_measured_is_a_dash() -> None:
         result(rows("ws-small", "lb", "cpu_us", 10), rows("ws-small", "nginx", "cpu_us", 8))
     )
     assert line(text, "ws-small")[1:5] == ["10.0", "8.00", "-", "1.25"]
+
+
+def test_who_was_not_fully_loaded_is_told_beside_the_figure() -> None:
+    text = report.markdown(
+        result(
+            rows("ws-small", "lb", "cpu_us", 10),
+            rows("ws-small", "lb", "busy", 0.99),
+            rows("ws-small", "nginx", "cpu_us", 8),
+            rows("ws-small", "nginx", "busy", 0.834),
+        )
+    )
+    assert "| ws-small | 10.0 | 8.00 (83%) | - | 1.25 |" in text
+    assert "| ws-small | 99% | 83% | - |" in text
+
+
+def test_a_load_that_rests_by_itself_loads_nobody_fully() -> None:
+    text = report.markdown(
+        result(rows("http-rate", "lb", "cpu_us", 10), rows("http-rate", "lb", "busy", 0.2))
+    )
+    assert "| http-rate | 10.0 | - |" in text
 
 
 def test_without_peers_there_is_no_ratio() -> None:
