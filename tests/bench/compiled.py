@@ -33,14 +33,20 @@ for module in modules:
 setup(name="bench", ext_modules=modules, script_args=["--quiet", "build_ext", "--inplace"])
 """
 _COPIED: Final = ("__init__.py", "bench", "harness")
+# What runs in those processes.
+_USED: Final = (
+    *_MODULES,
+    "tests/bench/limits.py",
+    "tests/bench/load.py",
+    "tests/harness/websocket.py",
+)
 
 
 def _sources() -> bytes:
     """What a build is of."""
-    digest = hashlib.sha256(sys.version.encode())
-    for folder in ("bench", "harness"):
-        for file in sorted((ROOT / "tests" / folder).glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    digest = hashlib.sha256(sys.version.encode() + _PROGRAM.encode())
+    for name in _USED:
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest().encode()
 
 
