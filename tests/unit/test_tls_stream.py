@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import termios
 import time
 import warnings
@@ -348,6 +349,43 @@ def test_close_with_a_record_under_way_is_no_clean_end(pair: Pair) -> None:
     with pytest.raises(ssl.SSLEOFError):
         while client_receive(client):
             pass
+
+
+@pytest.mark.parametrize("end", [TlsStream.close, TlsStream.abort])
+def test_a_closed_stream_leaves_its_number_alone(pair: Pair, end: Callable[[TlsStream], None]) -> None:
+    server, _ = pair
+    descriptor = server.fileno()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        end(server)
+        ours.setblocking(False)
+        os.dup2(ours.fileno(), descriptor)  # Somebody else gets the number.
+        theirs.send(b"not yours")
+        assert (server.fileno(), server.pending(), server.version, server.alpn) == (-1, 0, "", "")
+        try:
+            for use in (
+                lambda: server.recv_into(bytearray(100)),
+                lambda: server.send(b"x"),
+                server.handshake,
+                server.shutdown_write,
+            ):
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    use()
+            server.close()
+            assert ours.recv(100) == b"not yours"
+            theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                theirs.recv(100)
+        finally:
+            os.close(descriptor)
+
+
+def test_a_closed_stream_lets_go_of_openssl(pair: Pair) -> None:
+    """At once, whoever still refers to the stream: some KiB hang on it."""
+    server, _ = pair
+    engine = server._engine
+    server.close()
+    assert sys.getrefcount(engine) == 2  # `engine`, and the argument
 
 
 def test_abort_resets(pair: Pair) -> None:

@@ -1,8 +1,8 @@
 """TLS behind the interface of a plain non-blocking socket.
 
-The engine sits on the socket itself (`ssl.SSLSocket`): it costs about what memory BIOs cost, keeps no
+The engine sits on the socket itself (`workers.io.tls_engine`): it costs about what memory BIOs cost, keeps no
 buffer while it is idle, and is the only way that can come to kernel TLS. What differs from a plain socket
-is hidden here, above all three things that lose or repeat bytes when left to `SSLSocket`: a blocked write,
+is hidden here, above all three things that lose or repeat bytes when left to OpenSSL: a blocked write,
 a half-close, and a connection that ends without close_notify.
 """
 
@@ -15,9 +15,10 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from _socket import socket as RawSocket
+from typing import Final, Protocol
 
+from workers.io.tls_engine import CLOSED, take_over
 from workers.io.tls_errors import TlsError, TlsTruncated, failure
 
 __all__ = ["RECORD", "Handshake", "Stream", "TlsError", "TlsStream", "TlsTruncated"]
@@ -71,11 +72,11 @@ class TlsStream:
     A read never waits for a write, nor a write for a read: renegotiation is off in both contexts.
     """
 
-    __slots__ = ("_notify", "_read", "_socket", "_unsent", "deferred")
+    __slots__ = ("_engine", "_notify", "_read", "_socket", "_unsent", "_write", "deferred")
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: RawSocket,
         context: ssl.SSLContext,
         *,
         server_side: bool,
@@ -87,20 +88,16 @@ class TlsStream:
         context checks names and there is no `server_name` (the socket is still the caller's).
         """
         try:
-            sock.setblocking(False)
-            sock.getpeername()  # Where it fails, `wrap_socket` would leave the descriptor to the collector.
-        except OSError:
+            sock.getpeername()
+        except OSError:  # It left already: no need for the engine, which costs a few KiB.
             sock.close()
             raise
-        self._socket = context.wrap_socket(
-            sock,
-            server_side=server_side,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-            server_hostname=server_name,
-        )
-        # (Its stub knows only the form that returns bytes.)
-        self._read: Callable[[int, bytearray | memoryview], int] = cast(Any, self._socket).read
+        self._socket = take_over(sock, context, server_side=server_side, server_name=server_name)
+        self._engine = engine = self._socket.engine
+        # Bound once. They stay right for as long as the descriptor is ours: `_release` replaces them, since
+        # the engine would go on with whoever gets the number next.
+        self._read = engine.read
+        self._write = engine.write
         # Public because it is asked for after every read: with a buffer of a record or more, this is all that
         # `pending` can count, and an attribute costs a tenth of the call.
         # What the next read has to deliver before OpenSSL is asked: plaintext, or how the stream failed.
@@ -118,7 +115,7 @@ class TlsStream:
         peer has been sent an alert where TLS has one.
         """
         try:
-            self._socket.do_handshake()
+            self._engine.do_handshake()
         except ssl.SSLWantReadError:
             return Handshake.WANT_READ
         except ssl.SSLWantWriteError:
@@ -130,17 +127,17 @@ class TlsStream:
     @property
     def version(self) -> str:
         """ "TLSv1.2" or "TLSv1.3" once the handshake is done; empty before."""
-        return self._socket.version() or ""
+        return self._engine.version() or ""
 
     @property
     def alpn(self) -> str:
         """The protocol that was agreed on; empty where none was."""
-        return self._socket.selected_alpn_protocol() or ""
+        return self._engine.selected_alpn_protocol() or ""
 
     @property
     def server_name(self) -> str | None:
         """The name that the client asked for, lower case, or `None` where it sent none."""
-        return self._socket.server_hostname
+        return self._socket.server_name
 
     def fileno(self) -> int:
         """The descriptor, the same as before TLS; -1 once closed."""
@@ -216,7 +213,7 @@ class TlsStream:
         """How much can be read without a readable descriptor, in bytes; 0 means wait for it."""
         deferred = self.deferred
         if deferred is None:
-            return self._socket.pending()
+            return self._engine.pending()
         return len(deferred) if isinstance(deferred, bytes) else 1
 
     def send(self, data: bytes | bytearray | memoryview, /) -> int:
@@ -231,8 +228,12 @@ class TlsStream:
             return self._send_records(data)
         if not size:
             return 0
-        if sent := self._write(data):
-            return sent
+        try:
+            return self._write(data)
+        except ssl.SSLWantWriteError:
+            self._unsent = bytes(data)
+        except OSError as error:
+            raise failure(error) from error
         raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
 
     def _send_records(self, data: bytes | bytearray | memoryview) -> int:
@@ -240,15 +241,15 @@ class TlsStream:
             sent = self._send_unsent(view)
             while sent < len(view) and self._unsent is None:
                 with view[sent : sent + RECORD] as record:
-                    sent += self._write(record)
+                    sent += self._send_record(record)
         if not sent:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more")
         return sent
 
-    def _write(self, record: bytes | bytearray | memoryview) -> int:
+    def _send_record(self, record: memoryview) -> int:
         """Sends a record: its length, or 0 where the kernel did not take it whole; it is unsent then."""
         try:
-            return self._socket.write(record)
+            return self._write(record)
         except ssl.SSLWantWriteError:
             # OpenSSL must be given this record again whatever became of the caller's buffer.
             self._unsent = bytes(record)
@@ -264,7 +265,7 @@ class TlsStream:
         if bytes(view[: len(unsent)]) != unsent:
             raise ValueError("a send that blocked has to be repeated with the same bytes first")
         try:
-            self._socket.write(unsent)
+            self._write(unsent)
         except ssl.SSLWantWriteError:
             raise BlockingIOError(errno.EAGAIN, "the kernel takes no more") from None
         except OSError as error:
@@ -291,21 +292,22 @@ class TlsStream:
         if self._notify is None:
             self._notify = self._close_notify()
         while self._notify:
-            sent = socket.socket.send(self._socket, self._notify)
+            sent = self._socket.send(self._notify)
             self._notify = self._notify[sent:]
 
     def _close_notify(self) -> bytes:
         """Our close_notify, encrypted.
 
-        `SSLSocket.unwrap` does not stop at sending it: it goes on to read the peer's, and throws away the
-        record that it finds instead. So OpenSSL gets what it has read already taken from it, and an empty
+        The engine's `shutdown` does not stop at sending it: it goes on to read the peer's, and throws away
+        the record that it finds instead. So OpenSSL gets what it has read already taken from it, and an empty
         socket under its descriptor for as long as it shuts down. The descriptor's registration with the
         event loop belongs to the socket that `saved` holds, so it is not touched.
         """
         if isinstance(self.deferred, TlsError):
             raise self.deferred
-        if held := self._socket.pending():
-            self.deferred = (self.deferred or b"") + self._socket.read(held)
+        if held := self._engine.pending():
+            room = bytearray(held)
+            self.deferred = (self.deferred or b"") + room[: self._read(held, room)]
         descriptor = self._socket.fileno()
         empty, written = socket.socketpair()
         with empty, written:
@@ -322,12 +324,12 @@ class TlsStream:
 
     def _unwrap(self) -> None:
         try:
-            self._socket.unwrap()
+            self._engine.shutdown()
         except ssl.SSLWantReadError:
             return  # Sent, and the peer's is not here yet.
         except OSError as error:
             raise failure(error) from error
-        # The peer had ended its direction before, and the TLS object is gone: every read says so.
+        # The peer had ended its direction before: every read says so.
         self.deferred = b""
 
     def send_plain(self, data: bytes) -> None:
@@ -335,8 +337,8 @@ class TlsStream:
         effort, in one piece. Then `close`."""
         # What is left unread would turn the close into a reset, which takes the answer with it.
         with contextlib.suppress(BlockingIOError):
-            socket.socket.recv(self._socket, 65536)
-        socket.socket.send(self._socket, data)
+            self._socket.recv(65536)
+        self._socket.send(data)
 
     def close(self) -> None:
         """Says close_notify if it can be said at once, and closes. Data that was not sent is lost, and
@@ -346,7 +348,7 @@ class TlsStream:
         if self._unsent is None and self._notify is None and not isinstance(self.deferred, TlsError):
             # The peer may be gone, or the handshake not done: then there is nobody to tell.
             with contextlib.suppress(OSError, ValueError):
-                self._socket.unwrap()
+                self._engine.shutdown()
         self._release()
 
     def abort(self) -> None:
@@ -360,4 +362,7 @@ class TlsStream:
 
     def _release(self) -> None:
         self._unsent = self.deferred = None
+        self._engine = self._socket.engine = CLOSED
+        self._read = CLOSED.read
+        self._write = CLOSED.write
         self._socket.close()

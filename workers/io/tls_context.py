@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Final
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Final
 
 from workers.contract.snapshot import ListenTls
 from workers.contract.trust import TlsSetupError, harden
+from workers.io.tls_engine import TlsSocket
 
 # TLS 1.2 with forward secrecy and authenticated encryption only (RFC 9325 section 4.2); the suites of
 # TLS 1.3 are all of that kind and not set here. No finite-field DH: it is slow and needs parameters.
@@ -74,14 +75,13 @@ class ServerContexts:
         self.default.sni_callback = _chooser(by_host)
 
 
-def _chooser(
-    by_host: Mapping[str, ssl.SSLContext | None],
-) -> Callable[[ssl.SSLObject, str, ssl.SSLContext], int | None]:
-    def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+def _chooser(by_host: Mapping[str, ssl.SSLContext | None]) -> Any:
+    # (`sni_callback`'s stub knows only the objects that `SSLContext.wrap_bio` makes.)
+    def choose(connection: TlsSocket, name: str | None, _: ssl.SSLContext) -> None:
         if name is None:
             return
         name = name.lower()
-        connection.server_hostname = name  # type: ignore[misc]  # read-only for SSLObject, not for SSLSocket
+        connection.server_name = name
         # RFC 9525 section 6.3: a wildcard stands for exactly one label.
         context = by_host.get(name if name in by_host else f"*.{name.partition('.')[2]}")
         if context is not None:
