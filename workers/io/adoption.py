@@ -119,6 +119,7 @@ def adopt(
         host=record.host, target=record.target, request_id=record.request_id, started=record.started,
     )  # fmt: skip
     tunnel.open = False  # until it enters
+    tunnel.shared = True
     tunnel.seen = record.seen
     tunnel.closer = record.closer
     tunnel.logged = record.logged

@@ -191,30 +191,33 @@ class Endpoint:
     def release(self) -> Stream:
         """Hands the socket out, as to a tunnel; this endpoint is closed then. A registered reader stays:
         the taker puts its own in its place at once, which costs no system call."""
-        self.reading = False
-        self._unregister()
+        loop = self.worker.loop
+        if self.muted:
+            loop.remove_reader(self.fd)
+        if self.writing:
+            loop.remove_writer(self.fd)
+        self.reading = self.muted = self.writing = False
+        self._dismiss()
         return self.sock
 
     def close(self) -> None:
         """Closes the connection; harmless when it is closed."""
         if self.fd >= 0:
-            self._unregister()
+            self._forget()
             self.sock.close()
 
     def abort(self) -> None:
         """Closes with RST; harmless when it is closed."""
         if self.fd >= 0:
-            self._unregister()
+            self._forget()
             reset(self.sock)
 
-    def _unregister(self) -> None:
-        loop = self.worker.loop
-        if self.reading or self.muted:
-            loop.remove_reader(self.fd)
-            self.reading = self.muted = False
-        if self.writing:
-            loop.remove_writer(self.fd)
-            self.writing = False
+    def _forget(self) -> None:
+        self.worker.loop.forget(self.fd)
+        self.reading = self.muted = self.writing = False
+        self._dismiss()
+
+    def _dismiss(self) -> None:
         self.worker.wheel.drop(self)
         self.deadline = NEVER
         self.fd = -1

@@ -129,6 +129,7 @@ class Giver(Transfer):
                 self._stays(tunnel)
                 continue
             pause(tunnel)
+            tunnel.shared = True
             self._batch.append(Moving(tunnel, tunnel.entry))
             records.append(record)
             fds += (tunnel.client.fileno(), tunnel.server_sock.fileno(), *memfd)

@@ -248,6 +248,7 @@ class Keeping:
 
     def _begin(self, tunnel: Tunnel, entry: int) -> None:
         """Gives the directions of `tunnel` their places on `entry`."""
+        tunnel.shared = True
         base = self.area.entry(entry)
         for direction, (pipe, at) in enumerate(
             ((tunnel.from_client, EntryCell.CLIENT), (tunnel.from_server, EntryCell.SERVER))

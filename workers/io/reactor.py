@@ -117,6 +117,13 @@ class Reactor:
             else:
                 self._epoll.unregister(fd)
 
+    def forget(self, fd: int) -> None:
+        """Watches `fd` no more, which is about to be closed and which no other process has: epoll forgets
+        it by itself then (epoll(7), question 6)."""
+        self._readers.pop(fd, None)
+        self._writers.pop(fd, None)
+        self._muted.discard(fd)
+
     def add_writer(self, fd: int, callback: Callback) -> None:
         """Calls `callback` whenever `fd` is writable or failed."""
         writers = self._writers

@@ -37,7 +37,8 @@ class Tunnel:
     __slots__ = (
         "address", "client", "closer", "closing", "code", "deadline", "due", "entry", "from_client",
         "from_server", "gauge", "host", "listener", "logged", "movable", "number", "open", "pings",
-        "request_id", "route", "seen", "server", "server_sock", "settings", "started", "target", "worker",
+        "request_id", "route", "seen", "server", "server_sock", "settings", "shared", "started", "target",
+        "worker",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class Tunnel:
         self.logged = False
         self.open = True
         self.entry = -1  # on the ledger
+        self.shared = False  # whether another process has, or had, duplicates of its sockets
         self.deadline = NEVER
         self.due = NEVER
         self.client = client
@@ -121,13 +123,18 @@ class Tunnel:
         self.set_deadline()
 
     def vanish(self) -> None:
-        """The opposite: it ends here, or another worker has it. Its sockets are open still, and watched by
-        nobody."""
+        """The opposite: it ends here, or another worker has it. Its sockets are open still and to be closed
+        now, and watched by nobody."""
         self.open = False
         worker = self.worker
         worker.wheel.drop(self)
-        self.from_client.detach()
-        self.from_server.detach()
+        if self.shared:
+            self.from_client.detach()
+            self.from_server.detach()
+        else:
+            worker.loop.forget(self.from_client.source_fd)
+            worker.loop.forget(self.from_server.source_fd)
+            self.from_client.reading = self.from_server.reading = False
         del worker.tunnels[self.number]
         self._count(-1)
         self.server.end()
