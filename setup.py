@@ -22,6 +22,8 @@ from distutils.sysconfig import customize_compiler  # isort: skip
 
 BUILDS = {"bdist_wheel", "build", "build_ext", "install"}  # not: editable_wheel, and questions about this
 HOT = (
+    "workers/contract/scoreboard.py",
+    "workers/contract/series.py",
     "workers/core/forwarded.py",
     "workers/core/frames.py",
     "workers/core/framing.py",
@@ -47,6 +49,7 @@ HOT = (
     "workers/io/tls_client.py",
     "workers/io/tunnel.py",
     "workers/io/upstream.py",
+    "workers/io/worker.py",
 )
 WANTED = os.environ.get("LB_COMPILED", "")
 
@@ -80,7 +83,7 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify
 
     try:
-        modules = mypycify(list(HOT), opt_level="3", group_name="shardlb")
+        modules = mypycify(list(HOT), opt_level="3", group_name="workers.hot")
     except SystemExit:  # which has said why
         if WANTED == "1":
             raise

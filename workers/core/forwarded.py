@@ -51,6 +51,8 @@ class TrustedProxies:
     def trusts(self, address: str) -> bool:
         """Whether `address` lies in one of the networks. IPv4 in IPv6 (`::ffff:a.b.c.d`) is IPv4; a Unix
         socket's peer and what is no address are never trusted."""
+        if not self._networks:
+            return False
         known = self._memo.get(address)
         if known is None:
             if len(self._memo) >= _MEMO_LIMIT:
@@ -65,7 +67,7 @@ class TrustedProxies:
         X-Forwarded-For lists (where there is none: Forwarded). What stands left of it, anybody may have
         written. Where all are trusted it is the leftmost; what is no address ends the search."""
         client = peer
-        if not self._networks or not self.trusts(peer):
+        if not self.trusts(peer):
             return client
         if forwarded_for:
             nodes = forwarded_for.rsplit(b",", _HOPS)[-_HOPS:]

@@ -135,9 +135,9 @@ class Client(Endpoint):
             if head is None:
                 self._wait_for_head(buffer, start, end)
                 return
-            limits = self.listener.spec.limits
-            if head.size > limits.head_bytes or head.fields.count(b"\n") > limits.headers:
-                too_long = len(head.target) > limits.head_bytes
+            listener = self.listener
+            if head.size > listener.head_bytes or head.fields.count(b"\n") > listener.headers:
+                too_long = len(head.target) > listener.head_bytes
                 raise ProxyError(errors.TARGET_TOO_LONG if too_long else errors.HEAD_TOO_LARGE)
         except ProxyError as error:
             if buffer.startswith(b"\r\n", start, end):
@@ -152,7 +152,7 @@ class Client(Endpoint):
         self.deadline = NEVER
         consumed = start + head.size
         try:
-            if self.listener.spec.redirect_https and not self.secure:
+            if listener.redirects and not self.secure:
                 self._redirect(exchange)
             else:
                 consumed = exchange.begin(buffer, consumed, end)
@@ -174,13 +174,13 @@ class Client(Endpoint):
 
     def _wait_for_head(self, buffer: Buffer, start: int, end: int) -> None:
         """An incomplete head: kept within its limit, and with a deadline from its first byte on."""
-        limit = self.listener.spec.limits.head_bytes
+        limit = self.listener.head_bytes
         if end - start > limit:
             one_line = buffer.find(b"\r\n", start, end) < 0
             self._refuse_head(ProxyError(errors.TARGET_TOO_LONG if one_line else errors.HEAD_TOO_LARGE))
             return
         if not self.held:
-            self.expect(self.listener.spec.timeouts.request_head)
+            self.expect(self.listener.head_timeout)
         self.held = bytes(buffer[start:end])
 
     def _take_held(self) -> None:
@@ -245,12 +245,12 @@ class Client(Endpoint):
         if not self.reading:
             self.resume()
         if self.held:
-            self.expect(self.listener.spec.timeouts.request_head)
+            self.expect(self.listener.head_timeout)
             if not self.scheduled:
                 self.scheduled = True
                 self.worker.loop.call_soon(self._take_held)
         else:
-            deadline = self.worker.now + self.listener.spec.timeouts.keep_alive
+            deadline = self.worker.now + self.listener.keep_alive
             self.deadline = deadline
             if deadline < self.due:
                 self.worker.wheel.move(self)

@@ -285,7 +285,7 @@ class Exchange(ResponseSide):
             if not upstream.out:
                 upstream.deadline = NEVER  # it waits for the client, whose own clock runs
         elif not upstream.out:
-            deadline = self.worker.now + self.pool.spec.timeouts.response_head
+            deadline = self.worker.now + self.pool.response_head
             upstream.deadline = deadline  # `Endpoint.expect`, written out
             if deadline < upstream.due:
                 self.worker.wheel.move(upstream)

@@ -43,17 +43,9 @@ class Listener:
     `version` tells a connection that what it remembered of the old ones is stale."""
 
     __slots__ = (
-        "base",
-        "connections",
-        "most",
-        "others",
-        "port",
-        "spec",
-        "tls",
-        "trusted",
-        "version",
-        "worker",
-    )
+        "base", "connections", "head_bytes", "head_timeout", "headers", "keep_alive", "limit", "most",
+        "others", "port", "redirects", "spec", "tls", "trusted", "version", "worker",
+    )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: ListenerSpec, tls: ServerContexts | None) -> None:
         self.worker = worker
@@ -69,6 +61,13 @@ class Listener:
     def configure(self, spec: ListenerSpec, tls: ServerContexts | None) -> None:
         """Serves `spec` from now on; connections keep what they negotiated."""
         self.spec: ListenerSpec = spec
+        # What is asked for with each connection or request, at hand.
+        self.limit = spec.limits.connections
+        self.head_bytes = spec.limits.head_bytes
+        self.headers = spec.limits.headers
+        self.head_timeout = spec.timeouts.request_head
+        self.keep_alive = spec.timeouts.keep_alive
+        self.redirects = spec.redirect_https
         self.tls = tls
         self.port = _port(spec)
         self.trusted = TrustedProxies(spec.trusted_proxies)
@@ -76,7 +75,7 @@ class Listener:
 
     def trusts(self, address: str) -> bool:
         """Whether the forwarding fields of `address` are believed."""
-        return bool(self.spec.trusted_proxies) and self.trusted.trusts(address)
+        return self.trusted.trusts(address)
 
     def accepted(self, sock: RawSocket, address: object) -> None:
         """Takes a new connection, or turns it away when there are too many."""
@@ -84,13 +83,13 @@ class Listener:
         base = self.base
         cells[base + _ACCEPTED] += 1
         cells[_WORKER_ACCEPTED] += 1
-        if self.connections + self.others >= self.spec.limits.connections:
+        if self.connections + self.others >= self.limit:
             cells[base + _REJECTED] += 1
             self.reject(errors.CONNECTION_LIMIT)
             self.worker.log.warning(
                 "connection refused: limits.connections is reached",
                 listener=self.spec.name,
-                limit=self.spec.limits.connections,
+                limit=self.limit,
             )
             sock.close()
             return
@@ -107,7 +106,7 @@ class Listener:
             client = Client(self, sock, sock.fileno(), peer)
             self.worker.clients.add(client)
             client.resume()
-            client.expect(self.spec.timeouts.request_head)
+            client.expect(self.head_timeout)
         else:
             self._accepted_tls(self.tls, sock, peer)
 

@@ -41,8 +41,8 @@ class Pool:
 
     __slots__ = (
         "_called", "_needle", "_ring", "_seen", "_tickets", "admission", "adopted", "base", "capped",
-        "cookie", "keyed", "policy", "reachable", "scored", "scores", "servers", "spec", "until", "usable",
-        "waiting", "worker",
+        "cookie", "idle_time", "keyed", "max_idle", "policy", "reachable", "response_head", "scored",
+        "scores", "servers", "spec", "until", "usable", "waiting", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, spec: PoolSpec, former: dict[ServerSpec, Server]) -> None:
@@ -51,6 +51,10 @@ class Pool:
         self.worker = worker
         self.spec = spec
         self.servers: list[Server] = []
+        # What is asked for with each request, at hand.
+        self.response_head = spec.timeouts.response_head
+        self.max_idle = spec.keep_alive.max_idle
+        self.idle_time = spec.keep_alive.idle
         self.scored = spec.balance in _SCORED
         self.scores = [1.0] * len(spec.servers)
         # Whether some server has a limit, so that it may be full.

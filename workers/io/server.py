@@ -170,7 +170,7 @@ class Server:
     def park(self, connection: Upstream) -> bool:
         """Keeps an idle connection for later; `False` when it is not wanted any more."""
         idle = self.idle
-        if self.retired or len(idle) >= self.pool.spec.keep_alive.max_idle:
+        if self.retired or len(idle) >= self.pool.max_idle:
             return False
         idle.append(connection)
         self.worker.slab.cells[self.base + _IDLE] = len(idle)

@@ -57,7 +57,7 @@ class TlsClient(Client):
             self.state = State.OPEN
             self.reading = False  # `resume` puts the real reader in the place of the handshake's
             self.resume()
-            self.expect(self.listener.spec.timeouts.request_head)
+            self.expect(self.listener.head_timeout)
 
     def on_deadline(self) -> None:
         if self.state is State.HANDSHAKE:

@@ -186,7 +186,7 @@ class Upstream(Endpoint):
             return
         self.resume()
         if self.server.park(self):
-            self.expect(self.server.pool.spec.keep_alive.idle)
+            self.expect(self.server.pool.idle_time)
         else:
             self.close()
 
