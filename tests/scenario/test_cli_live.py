@@ -82,6 +82,7 @@ def test_status_with_and_without_the_control_process(
 ) -> None:
     server = upstream()
     lb = balancer(settings([server.address]))
+    lb.wait_control()  # its pid is 0 until then, and a signal to 0 is one to ourselves
     for _ in range(7):
         assert fetch(lb.address).status == 200
     status = lb_json(lb, "status")
