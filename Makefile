@@ -39,7 +39,7 @@ compiled: $(VENV)/.stamp-test
 	@sum=$$({ cd build/sources && find workers -name '*.py' | LC_ALL=C sort | xargs sha256sum && cd ../.. && \
 		cat setup.py pyproject.toml && $(BIN)/python -VV && $(BIN)/mypy --version; } | sha256sum) && \
 	if [ "$$sum" != "$$(cat $(COMPILED)/.compiled 2>/dev/null)" ]; then \
-		cd $(COMPILED) && rm -rf .compiled workers ./*.so build && mv ../sources/workers . && \
+		cd $(COMPILED) && rm -rf .compiled workers build && mv ../sources/workers . && \
 		LB_COMPILED=1 $(abspath $(BIN))/python -W ignore setup.py --quiet build_ext --inplace && echo "$$sum" > .compiled; \
 	fi
 
