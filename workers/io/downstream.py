@@ -161,7 +161,7 @@ class Client(Endpoint):
         if consumed < end and self.fd >= 0 and not self.closing:
             self.held = bytes(buffer[consumed:end])
             self.next()
-        if not exchange.request_done and self.exchange is exchange:
+        if not exchange.request_done:
             self._watch_body(exchange)
 
     def _skip_empty_line(self, buffer: Buffer, start: int, end: int) -> None:
@@ -205,7 +205,7 @@ class Client(Endpoint):
     def _watch_body(self, exchange: Exchange) -> None:
         """Sets the clock that a request's body runs by: `body_idle` while more of it is waited for, none
         while the server is waited for; and while the client does not read, `send` goes on running."""
-        if self.out or exchange.queued is not None:
+        if self.out or exchange.queued is not None or self.exchange is not exchange:
             return
         if exchange.request_done or exchange.blocked:
             self.deadline = NEVER

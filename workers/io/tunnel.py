@@ -194,17 +194,22 @@ class Tunnel:
             return
         if self.pings is not None and now >= self.pings.due:
             self.pings.look(now)
-            if not self.open or self.closing is not None:
+            if self._ending:
                 return
         if settings.max_age is None or now < self.started + settings.max_age:
             self.set_deadline()
             return
         self.worker.pacer.too_old(self, settings.max_age)
-        if self.open and self.closing is None:
+        if not self._ending:
             # It may be silent before its turn comes.
             self._arm(NEVER if settings.idle is None else self.seen + settings.idle)
 
     # --- the end -------------------------------------------------------------------------------------
+
+    @property
+    def _ending(self) -> bool:
+        """Whether it has ended, or is about to: our Close is on its way."""
+        return not self.open or self.closing is not None
 
     def both_ended(self) -> bool:
         """Whether both sides have sent their ends, and all before them was passed on."""
