@@ -32,7 +32,7 @@ class LoadBalancer:
     """One running load balancer in a folder of its own.
 
     `stop` (also through the `balancer` fixture) asserts an orderly end: exit status 0, no traceback, no
-    process left over.
+    fault of a worker (which costs a connection, and nobody else notices), no process left over.
     """
 
     def __init__(
@@ -307,6 +307,7 @@ class LoadBalancer:
                 raise AssertionError(f"lb did not stop within {within:g} s:\n{self.stderr}") from None
             assert status == 0, f"lb ended with {status}:\n{self.stderr}"
             assert "Traceback" not in self.stderr, self.stderr
+            assert "fault in the worker" not in self.stderr, self.stderr
             eventually(lambda: not self.leftovers(), "no process is left over")
         finally:
             self.kill()
