@@ -316,7 +316,7 @@ class Worker:
             self._failed(error, self._on_channel)
             self.say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
             return
-        _close_all(fd for role, fd in roles if isinstance(role, _READ_AT_ONCE))
+        _close_all([fd for role, fd in roles if isinstance(role, _READ_AT_ONCE)])
         self._prepared, self._preparing = prepared, None
         self.say(messages.Prepared(generation=generation))
 
@@ -388,7 +388,7 @@ class Worker:
 
     def _abort(self) -> None:
         self._abort_prepared()
-        _close_all(fd for _, fd in self._attached)
+        _close_all([fd for _, fd in self._attached])
         self._attached = []
 
     def _abort_prepared(self) -> None:
@@ -397,7 +397,7 @@ class Worker:
             self.chores.cancel(preparing)
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
-            _close_all(fd for _, fd in prepared.sockets)
+            _close_all([fd for _, fd in prepared.sockets])
             if prepared.log_fd >= 0:
                 os.close(prepared.log_fd)
 
