@@ -16,6 +16,7 @@ import termios
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -177,6 +178,32 @@ def test_a_stream_is_used_like_a_socket(pair: Pair) -> None:
     assert server.pending() == 0
     assert server.server_name == "a.example.com"
     assert server.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+
+
+def test_a_connection_gets_one_ticket_and_is_resumed_with_it(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    session: ssl.SSLSession | None = None
+    for resumed in (False, True):
+        ours, theirs = sockets(socket.AF_UNIX)  # where nothing waits for an acknowledgement
+        server = TlsStream(ours, server_context, server_side=True)
+        client = client_context.wrap_socket(
+            theirs, server_hostname="a.example.com", do_handshake_on_connect=False, session=session
+        )
+        with client:
+            client.settimeout(DEADLINE)
+            with ThreadPoolExecutor() as threads:
+                shaken = threads.submit(client.do_handshake)
+                while server.handshake() is not Handshake.DONE:
+                    assert select.select([server], [], [], DEADLINE)[0], "the handshake does not end"
+                shaken.result()
+            records = socket.socket.recv(client, 65536, socket.MSG_PEEK)
+            assert len(records) == 5 + int.from_bytes(records[3:5])  # RFC 8446 section 5.1
+            server.send(b"!")
+            assert client_receive(client) == b"!"
+            assert client.session_reused == resumed
+            session = client.session
+        server.abort()
 
 
 def test_the_descriptor_stays_the_same(server_context: ssl.SSLContext) -> None:
