@@ -442,7 +442,8 @@ class Client(Endpoint):
             return prefix.lines(head.authority, request_id), request_id
         received = Received(*[b", ".join(field_values(head.fields, name)) for name in _NAMES])
         lines = prefix.believed_lines(head.authority, request_id, received)
-        return lines, lines[lines.rfind(b": ") + 2 : -2]
+        value = lines.rfind(b": ") + 2
+        return lines, lines[value:-2]
 
     def address_for(self, head: RequestHead) -> str:
         """The client's address, as far as proxies in front are believed."""

@@ -307,7 +307,8 @@ class TlsStream:
             raise self.deferred
         if held := self._engine.pending():
             room = bytearray(held)
-            self.deferred = (self.deferred or b"") + room[: self._read(held, room)]
+            count = self._read(held, room)
+            self.deferred = (self.deferred or b"") + room[:count]
         descriptor = self._socket.fileno()
         empty, written = socket.socketpair()
         with empty, written:
