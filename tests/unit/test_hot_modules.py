@@ -65,7 +65,12 @@ def beliefs(tree: ast.Module) -> Iterator[tuple[int, str]]:
             continue
         nodes = list(ast.walk(function))
         calls = [node.lineno for node in nodes if isinstance(node, ast.Call)]
-        believed = [(node.end_lineno or 0, path) for node in nodes for path in narrowed(node)]
+        believed = [
+            (node.end_lineno or 0, path)
+            for node in nodes
+            if isinstance(node, ast.stmt)
+            for path in narrowed(node)
+        ]
         for node in nodes:
             for path in identified(node):
                 for since, name in believed:
@@ -74,7 +79,7 @@ def beliefs(tree: ast.Module) -> Iterator[tuple[int, str]]:
                         yield node.lineno, f"{path} is believed to be what it was in line {since}"
 
 
-def narrowed(node: ast.AST) -> Iterator[str]:
+def narrowed(node: ast.stmt) -> Iterator[str]:
     """The attributes of which mypy knows more behind this statement."""
     if isinstance(node, ast.Assign):
         for target in node.targets:
