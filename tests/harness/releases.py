@@ -50,8 +50,17 @@ class Releases:
         os.replace(fresh, self._current)
 
 
+def interpret(release: Path) -> None:
+    """Takes the machine code out of `release`, so that it runs its sources."""
+    for compiled in (release / "workers").rglob("*.so"):
+        compiled.unlink()
+
+
 def patch(file: Path, old: str, new: str) -> None:
-    """Replaces the only `old` in `file`."""
+    """Replaces the only `old` in `file`; for a module of the workers the release is made to run its sources."""
+    for parent in file.parents:
+        if parent.name == "workers":
+            interpret(parent.parent)
     text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
     file.write_text(text.replace(old, new), encoding="utf-8")

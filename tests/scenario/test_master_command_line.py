@@ -21,6 +21,8 @@ from tests.scenario.master_harness import ROOT, Instance, children, eventually, 
 
 pytestmark = pytest.mark.scenario
 
+SERVES = 'event="control process serves"'
+
 
 class Hello(http.server.BaseHTTPRequestHandler):
     """Answers every GET."""
@@ -70,6 +72,7 @@ def test_run_status_reload_and_stop(instance: Instance) -> None:
     instance.start()
     config = str(instance.config)
     assert get(instance) == b"hello"
+    eventually(lambda: SERVES in instance.errors, "the control process, which comes last")
     report = eventually(lambda: _requests(config), "the request on the scoreboard")
     workers = {worker["pid"] for worker in report["workers"]}
     keepers = {worker["keeper_pid"] for worker in report["workers"]}
@@ -142,14 +145,15 @@ def _targets(pid: int) -> list[str]:
     return [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
 
 
-def test_nothing_is_imported_after_the_first_fork(instance: Instance) -> None:
+def test_nothing_is_imported_after_the_start(instance: Instance) -> None:
     """A new version on disk must not find its way into a running load balancer piece by piece."""
     instance.start()
+    eventually(lambda: SERVES in instance.errors, "the control process, which comes last")
     assert get(instance) == b"hello"
     assert instance.reload().ok
     instance.config.write_text('[process]\npid_file = "lb.pid"\nworkrs = 3\n')
     assert not instance.reload().ok
     assert get(instance) == b"hello"
-    before, _, after = instance.errors.partition("ready: ")
+    before, _, after = instance.errors.partition(SERVES)
     assert "import time:" in before
     assert "import time:" not in after

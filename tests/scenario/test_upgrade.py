@@ -21,7 +21,7 @@ from tests.harness import Connection, LoadBalancer, eventually, fetch, processes
 from tests.harness.client import RawClient, request_bytes
 from tests.harness.load import Backend, HttpLoad, WebSocketLoad
 from tests.harness.ports import free_port
-from tests.harness.releases import Releases, patch
+from tests.harness.releases import Releases, interpret, patch
 from tests.harness.settings import Tables, settings
 from tests.scenario.test_admin import listening
 from tests.scenario.test_reload_load import backend, progressed
@@ -349,6 +349,7 @@ def no_syntax(release: Path, _lb: LoadBalancer) -> None:
 
 
 def no_module(release: Path, _lb: LoadBalancer) -> None:
+    interpret(release)
     (release / "workers" / "core" / "heads.py").unlink()
 
 
@@ -407,6 +408,7 @@ def test_broken_releases_change_nothing(
     balancer: StartBalancer, upstream: StartUpstream, releases: Releases
 ) -> None:
     lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address]))
+    lb.faulty = True  # those of the trials
     lb.wait_control()
     tunnels = open_tunnels(lb, 4)
     try:

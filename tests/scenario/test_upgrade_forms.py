@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import StartBalancer, StartUpstream
 from tests.harness import websocket
-from tests.harness.releases import Releases
+from tests.harness.releases import Releases, interpret
 from tests.harness.settings import settings
 from tests.scenario.test_upgrade import assert_echo, close, open_tunnels, start, upgrade, wait_settled
 from workers.contract.form import COMPILED, INTERPRETED, form
@@ -23,8 +23,7 @@ def test_a_compiled_release_and_an_interpreted_one_take_over_from_each_other(
     lb = start(balancer, releases, settings([upstream(websocket.serve_echo).address], workers=2))
     assert lb.status()["form"] == COMPILED
     tunnels = open_tunnels(lb)
-    for compiled in releases.install("2.0").rglob("*.so"):
-        compiled.unlink()
+    interpret(releases.install("2.0"))
     upgrade(lb)
     wait_settled(lb)
     assert lb.status()["form"] == INTERPRETED
