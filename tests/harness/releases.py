@@ -57,7 +57,7 @@ def interpret(release: Path) -> None:
 
 
 def patch(file: Path, old: str, new: str) -> None:
-    """Replaces the only `old` in `file`; for a module of the workers the release is made to run its sources."""
+    """Replaces the only `old` in `file`; where that is one of the workers', the release runs its sources then."""
     for parent in file.parents:
         if parent.name == "workers":
             interpret(parent.parent)

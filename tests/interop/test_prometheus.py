@@ -37,8 +37,8 @@ STILL = {
     "lb_upstream_admission_queue_length",
     "lb_websocket_drain_queue_length",
     "lb_worker_faults_total",
-    "lb_worker_long_turns_total",
 }
+BY_CHANCE = "lb_worker_long_turns_total"  # whether the machine was busy with something else
 MUST_BE_ACTIVE = {
     "LbCertificateExpires",
     "LbPoolDown",
@@ -204,7 +204,7 @@ def _assert_all_moved(prometheus: Prometheus) -> None:
             f"max(max_over_time({family.name}{'_count' if family.type == 'histogram' else ''}[2m]))"
         )
     }
-    assert still == STILL
+    assert still - {BY_CHANCE} == STILL
 
 
 def _assert_all_have_data(prometheus: Prometheus) -> None:
