@@ -57,7 +57,7 @@ def interpret(release: Path) -> None:
 
 
 def patch(file: Path, old: str, new: str) -> None:
-    """Replaces the only `old` in `file`; where that is one of the workers', the release runs its sources then."""
+    """Replaces the only `old` in `file`. Where that is of the workers, the release runs its sources then."""
     for parent in file.parents:
         if parent.name == "workers":
             interpret(parent.parent)
