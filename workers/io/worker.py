@@ -302,17 +302,17 @@ class Worker:
             prepared = Prepared(self, _read_snapshot(roles))
             yield from prepared.build(roles)
         except GeneratorExit:
-            _close_all(fd for _, fd in roles)
+            _close_all([fd for _, fd in roles])
             raise
         except (PlanError, TlsSetupError, snapshot.SnapshotError, OSError) as error:
-            _close_all(fd for _, fd in roles)
+            _close_all([fd for _, fd in roles])
             # A text with a surrogate, as of an undecodable file name, could not be sent.
             text = str(error).encode("utf-8", "replace").decode("utf-8")
             self.say(messages.Refused(generation=generation, error=text))
             return
         except Exception as error:
             # A bug of ours, which must not cost the reloads to come: the master is told, and goes on.
-            _close_all(fd for _, fd in roles)
+            _close_all([fd for _, fd in roles])
             self._failed(error, self._on_channel)
             self.say(messages.Refused(generation=generation, error=f"fault in the worker: {error!r}"))
             return
