@@ -364,7 +364,7 @@ class Client(Endpoint):
     def _close_idle(self) -> None:
         """Closes, unless a request has come that the loop has not reported yet: it would be reset."""
         if self.reading:
-            self.on_readable()
+            self.read_all()
         if self.fd >= 0 and self._idle:
             self.close()
 

@@ -100,13 +100,19 @@ class Endpoint:
         if not self.reading and self.fd >= 0:
             self.reading = True
             self.muted = False
-            self.worker.loop.add_reader(self.fd, self.on_readable)
+            self.worker.loop.add_reader(self.fd, self.read_all if self.secure else self.on_readable)
             if self.secure and self.tls_stream.pending():
                 # The kernel knows nothing of what OpenSSL holds already.
                 self.worker.loop.call_soon(self._read_held)
 
     def _read_held(self) -> None:
         if self.fd >= 0 and self.reading and self.tls_stream.pending():
+            self.read_all()
+
+    def read_all(self) -> None:
+        """Reads what is there; of TLS also what is to be read before the loop is waited for."""
+        self.on_readable()
+        while self.secure and self._holds_more:
             self.on_readable()
 
     @property
@@ -115,8 +121,7 @@ class Endpoint:
         return cast(TlsStream, self.sock)
 
     @property
-    def holds_more(self) -> bool:
-        """Whether TLS has something that is to be read before the loop is waited for."""
+    def _holds_more(self) -> bool:
         return self.fd >= 0 and self.reading and self.tls_stream.deferred is not None
 
     def pause(self) -> None:

@@ -22,11 +22,6 @@ class TlsClient(Client):
 
     __slots__ = ("named",)
 
-    def on_readable(self) -> None:
-        super().on_readable()
-        while self.holds_more:
-            super().on_readable()
-
     def begin(self) -> None:
         """Waits for the handshake."""
         self.named = b""

@@ -214,11 +214,6 @@ class TlsUpstream(Upstream):
 
     __slots__ = ()
 
-    def on_readable(self) -> None:
-        super().on_readable()
-        while self.holds_more:
-            super().on_readable()
-
     def start(self, sockaddr: object) -> None:
         self.expect(self.server.pool.spec.timeouts.connect)  # with the handshake
         result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
