@@ -38,7 +38,8 @@ STILL = {
     "lb_websocket_drain_queue_length",
     "lb_worker_faults_total",
 }
-BY_CHANCE = "lb_worker_long_turns_total"  # whether the machine was busy with something else
+# Turns of the event loop are told from some length on: whether there is one is the machine's business.
+BY_CHANCE = {"lb_worker_long_turns_total", "lb_worker_longest_turn_seconds"}
 MUST_BE_ACTIVE = {
     "LbCertificateExpires",
     "LbPoolDown",
@@ -125,8 +126,10 @@ def _trouble(lb: LoadBalancer) -> None:
         workers = [worker for worker in lb.status()["workers"] if worker["connections"]]
         if len(workers) != 1 or workers[0]["connections"] != 1 or not workers[0]["keeper_pid"]:
             return {}
-        theirs, kept = (set(lb.descriptors(workers[0][name]).values()) for name in ("pid", "keeper_pid"))
-        shared = [name for name in theirs & kept if name.startswith("socket:")]
+        pids = (workers[0]["pid"], workers[0]["keeper_pid"], lb.pid)
+        theirs, kept, masters = (set(lb.descriptors(pid).values()) for pid in pids)
+        # A keeper that was forked only now still has the master's sockets, two listening ones among them.
+        shared = [name for name in (theirs & kept) - masters if name.startswith("socket:")]
         return workers[0] if len(shared) == 2 and workers[0]["keeper_pid"] != other_than else {}
 
     keeper = eventually(alone, "a WebSocket that is kept, and nothing else")["keeper_pid"]
@@ -204,7 +207,7 @@ def _assert_all_moved(prometheus: Prometheus) -> None:
             f"max(max_over_time({family.name}{'_count' if family.type == 'histogram' else ''}[2m]))"
         )
     }
-    assert still - {BY_CHANCE} == STILL
+    assert still - BY_CHANCE == STILL
 
 
 def _assert_all_have_data(prometheus: Prometheus) -> None:
