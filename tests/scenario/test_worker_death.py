@@ -101,7 +101,8 @@ def test_the_others_tunnels_survive(balancer: StartBalancer, upstream: StartUpst
         eventually(lambda: sum(tunnels_by_worker(lb).values()) == 30, "all tunnels are counted")
         victims = tunnels_by_worker(lb)[0]
         lb.wait_replaced(0, lb.kill_worker(0))
-        assert [echoes(client) for client in clients].count(False) == victims
+        # Its own survive, too, as far as a keeper had them by then.
+        assert [echoes(client) for client in clients].count(False) <= victims < len(clients)
 
 
 def tunnels_by_worker(lb: LoadBalancer) -> dict[int, int]:

@@ -291,9 +291,14 @@ def test_a_reader_that_is_kept_outlives_its_failure(
 def test_a_long_turn_is_noted_and_a_short_one_is_not(stage: Stage) -> None:
     reactor = stage.reactor
 
+    took = 0.0  # the shorter of the two, on a machine that may be busy
+
     def wait(seconds: float, then: Callable[[], object]) -> None:
+        nonlocal took
+        began = time.monotonic()
         time.sleep(seconds)
         reactor.call_soon(then)
+        took = time.monotonic() - began
 
     def look() -> None:
         assert (reactor.longest, reactor.long_turns) == (0.0, 0)
@@ -302,7 +307,7 @@ def test_a_long_turn_is_noted_and_a_short_one_is_not(stage: Stage) -> None:
     reactor.call_later(0.01, look)  # to wait for something takes no time of a turn
     stage.run()
     assert 2 * LONG_TURN <= reactor.longest < 1.0
-    assert reactor.long_turns == 1
+    assert 1 <= reactor.long_turns <= (1 if took < LONG_TURN else 2)
 
 
 def test_a_bell_that_is_kept_outlives_its_failure(stage: Stage) -> None:
