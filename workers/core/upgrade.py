@@ -8,7 +8,7 @@ two ends: they pass untouched, and the client itself fails a connection that use
 from __future__ import annotations
 
 import re
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping
 from hashlib import sha1
 from typing import Final
@@ -51,7 +51,7 @@ def check_request(method: bytes, minor_version: int, fields: Mapping[bytes, byte
 
 def accept_token(key: bytes) -> bytes:
     """The `Sec-WebSocket-Accept` that answers `key` (RFC 6455 section 4.2.2, step 5.4)."""
-    return b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
+    return b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
 
 
 def check_response(key: bytes, upgrade: bytes, connection: bytes, accept: bytes) -> None:
