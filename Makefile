@@ -36,7 +36,7 @@ compiled: $(VENV)/.stamp-test
 	@cp -r $(SOURCES) $(COMPILED)
 	@# The modules as they are now, whoever edits meanwhile; compiled where they are not those of last time.
 	@rm -rf build/sources/workers && cp -r workers build/sources
-	@sum=$$({ cd build/sources && find workers -name '*.py' | LC_ALL=C sort | xargs sha256sum && cd ../.. && \
+	@sum=$$({ cd build/sources && find workers -name '*.py' -o -name '*.c' | LC_ALL=C sort | xargs sha256sum && cd ../.. && \
 		cat setup.py pyproject.toml && $(BIN)/python -VV && $(BIN)/mypy --version; } | sha256sum) && \
 	if [ "$$sum" != "$$(cat $(COMPILED)/.compiled 2>/dev/null)" ]; then \
 		cd $(COMPILED) && rm -rf .compiled workers build && mv ../sources/workers . && \

@@ -13,7 +13,6 @@ import resource
 import socket
 import sys
 import time
-from _socket import socket as RawSocket
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -30,6 +29,7 @@ from workers.contract.messages import Keep, Reclaimed
 from workers.contract.snapshot import WebSocketSpec
 from workers.core.frames import FrameTracker
 from workers.io import closing, estate, keeping, pipe, reclaiming, shelves, tunnel
+from workers.io.sockets import adopted
 
 # Every n-th step; all of them (some minutes) with LB_EVERY_STEP=1.
 STRIDE = 1 if os.environ.get("LB_EVERY_STEP") else 61
@@ -598,13 +598,13 @@ def test_nobody_takes_the_descriptors_of_tunnels_that_come_back() -> None:
         listener.most = 1
         ours, theirs = connected()
         with ours:
-            listener.accepted(RawSocket(fileno=theirs.detach()), None)
+            listener.accepted(adopted(theirs.detach()), "")
             assert ours.recv(1) == b""
         assert play.answer() == Reclaimed(restored=1, closed=0)
         listener.most = 2
         ours, theirs = connected()
         with ours:
-            listener.accepted(RawSocket(fileno=theirs.detach()), None)
+            listener.accepted(adopted(theirs.detach()), "")
             assert len(successor.worker.clients) == 1
     finally:
         play.close()

@@ -35,8 +35,8 @@ NAMES = (
     "routing",
     "sticky",
     "upgrade",
-    "wheel",
 )
+NATIVE = "workers.contract.native"
 PACKAGE = "workers.core"
 
 
@@ -55,7 +55,6 @@ class Form:
         self.routing: Any = modules["routing"]
         self.sticky: Any = modules["sticky"]
         self.upgrade: Any = modules["upgrade"]
-        self.wheel: Any = modules["wheel"]
 
 
 class _Sources:
@@ -73,6 +72,9 @@ def sources() -> Form:
     """The modules once more, interpreted; for the rest of the process nothing changes."""
     package = importlib.import_module(PACKAGE)
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(f"{PACKAGE}.")}
+    before[NATIVE] = sys.modules[NATIVE]
+    sys.modules[NATIVE] = ModuleType(NATIVE)
+    sys.modules[NATIVE].native = None  # type: ignore[attr-defined]
     attributes = dict(vars(package))
     sys.meta_path.insert(0, _Sources)
     try:
@@ -375,47 +377,5 @@ def test_refusals(refusal: errors.Refusal, close: bool, without_body: bool, seco
         return modules.responses.refusal_response(
             refusal, date="now", close=close, without_body=without_body, retry_after=seconds
         )
-
-    same(call)
-
-
-class Item:
-    """Something with a deadline."""
-
-    def __init__(self, name: int, told: list[int], never: float) -> None:
-        self.name = name
-        self.told = told
-        self.deadline = self.due = never
-
-    def on_deadline(self) -> None:
-        self.told.append(self.name)
-
-
-STEPS = st.lists(
-    st.tuples(st.sampled_from(("arm", "drop", "advance")), st.integers(0, 3), st.floats(0, 30)), max_size=20
-)
-
-
-@MANY
-@given(STEPS)
-def test_timeouts(steps: list[tuple[str, int, float]]) -> None:
-    def call(modules: Form) -> object:
-        wheel = modules.wheel.Wheel(0.0)
-        told: list[int] = []
-        items = [Item(name, told, modules.wheel.NEVER) for name in range(4)]
-        now = 0.0
-        seen: list[object] = []
-        for what, index, seconds in steps:
-            item = items[index]
-            match what:
-                case "arm":
-                    wheel.arm(item, now + seconds)
-                case "drop":
-                    wheel.drop(item)
-                case _:
-                    now += seconds
-                    seen.append(wheel.advance(now, index or modules.wheel.ALL))
-            seen.append((len(wheel), [one.due for one in items], sorted(told)))
-        return seen
 
     same(call)

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from workers.core.wheel import ALL, NEVER, TICK, Wheel
+from workers.core.wheel import ALL, NEVER, TICK, Timed, Wheel
+
+pytestmark = pytest.mark.interpreted  # no class can be made of a compiled one
 
 
-class Item:
+class Item(Timed):
     """Something with a deadline that notes when it was called."""
 
     def __init__(self, on_call: Callable[[], None] = lambda: None) -> None:
-        self.deadline = NEVER
-        self.due = NEVER
+        super().__init__()
         self.calls = 0
         self.on_call = on_call
 

@@ -39,6 +39,7 @@ from workers.contract.entries import (
     EntryCell,
     HeadCell,
 )
+from workers.contract.native import quick
 
 
 class LedgerError(ValueError):
@@ -135,7 +136,7 @@ class Area:
         self, memory: mmap.mmap, head: int, buffer: mmap.mmap, shelves: mmap.mmap, entries: int
     ) -> None:
         self.memory = memory
-        self.cells = memoryview(memory).cast("q")
+        self.cells = quick(memoryview(memory).cast("q"))
         self.head = head
         self.table = head + int(HeadCell.WIDTH)
         self.buffer = buffer

@@ -34,6 +34,7 @@ from workers.contract.cells import (
     StateCell,
     WorkerCell,
 )
+from workers.contract.native import quick
 
 MAGIC: Final = 0x6C62_7363_6F72_6531
 FORMAT: Final = 3
@@ -79,7 +80,7 @@ class Slab:
     __slots__ = ("_listeners", "_pools", "_routes", "_servers", "cells", "series_base")
 
     def __init__(self, cells: memoryview, areas: _Areas) -> None:
-        self.cells: memoryview = cells
+        self.cells: memoryview = quick(cells)
         self._listeners = areas.listeners
         self._routes = areas.routes
         self._pools = areas.pools

@@ -4,6 +4,7 @@ A browser's head has fifteen fields, so a Python step per field would cost more 
 proxy does. One strict possessive pattern therefore checks the whole head at once (RFC 9112 sections 2-5:
 no bare CR or LF, no folding, no white space before the colon, no control characters), and a second one
 finds only those fields that a proxy must know. All other fields are carried as bytes and never looked at.
+Where it is compiled, C does the same in one pass (`_native.c`); the patterns say what is right.
 
 `parse_request` and `parse_response` take a buffer and a range and return the head, or `None` when it is not
 complete yet. They raise `ProxyError` for what is malformed.
@@ -12,10 +13,12 @@ complete yet. They raise `ProxyError` for what is malformed.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from workers.contract import errors
 from workers.contract.errors import ProxyError
+from workers.contract.native import native
 
 Buffer = bytes | bytearray
 
@@ -117,21 +120,65 @@ class ResponseHead:
     size: int
 
 
+def _request_parts(
+    buffer: Buffer, start: int, end: int
+) -> tuple[bytes, bytes, int, bytes, int, list[tuple[bytes, bytes]]] | None:
+    match = _REQUEST.match(buffer, start, end)
+    if match is None:
+        return None
+    method, target, minor, fields = match.groups()
+    known = _KNOWN_REQUEST.findall(fields.lower())
+    return method, target, int(minor), fields, match.end() - start, known
+
+
+def _response_parts(
+    buffer: Buffer, start: int, end: int
+) -> tuple[int, int, bytes | None, bytes, int, list[tuple[bytes, bytes]]] | None:
+    match = _RESPONSE.match(buffer, start, end)
+    if match is None:
+        return None
+    minor, status, reason, fields = match.groups()
+    known = _KNOWN_RESPONSE.findall(fields.lower())
+    return int(minor), int(status), reason, fields, match.end() - start, known
+
+
+def _field_values(fields: bytes, name: bytes) -> list[bytes]:
+    values = []
+    for line in fields.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            values.append(value.strip(b"\t "))
+    return values
+
+
+# What a whole head at `buffer[start:end]` consists of, or `None` where there is none (yet): method, target,
+# minor version, raw fields, size, known fields.
+request_parts: Final[
+    Callable[[Buffer, int, int], tuple[bytes, bytes, int, bytes, int, list[tuple[bytes, bytes]]] | None]
+] = _request_parts if native is None else native.request_parts
+# The same of a response: minor version, status, reason phrase (`None` without the space before it), raw
+# fields, size, known fields.
+response_parts: Final[
+    Callable[[Buffer, int, int], tuple[int, int, bytes | None, bytes, int, list[tuple[bytes, bytes]]] | None]
+] = _response_parts if native is None else native.response_parts
+# All values of the field `name` (lower case) in a raw block, in their own spelling.
+field_values: Final[Callable[[bytes, bytes], list[bytes]]] = (
+    _field_values if native is None else native.field_values
+)
+
+
 def parse_request(buffer: Buffer, start: int, end: int) -> RequestHead | None:
     """The request head at `buffer[start:end]`, or `None` when more bytes are needed.
 
     Raises `ProxyError` for a malformed or ambiguous head (RFC 9112 sections 2.2, 3, 5 and 6).
     """
-    match = _REQUEST.match(buffer, start, end)
-    if match is None:
+    parts = request_parts(buffer, start, end)
+    if parts is None:
         _explain_request(buffer, start, end)
         return None
     head = RequestHead()
-    head.method, target, minor, fields = match.groups()
-    head.size = match.end() - start
-    head.fields = fields
-    head.minor = 1 if minor == b"1" else 0
-    head.known = known = _KNOWN_REQUEST.findall(fields.lower())
+    head.method, target, head.minor, head.fields, head.size, known = parts
+    head.known = known
     if len(known) == 1 and known[0][0] == b"host":
         authority = known[0][1]
         head.length = 0
@@ -314,18 +361,14 @@ def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
 
     Raises `ProxyError` (BAD_RESPONSE) for what is malformed (RFC 9112 sections 4 to 6).
     """
-    match = _RESPONSE.match(buffer, start, end)
-    if match is None:
+    parts = response_parts(buffer, start, end)
+    if parts is None:
         _explain_response(buffer, start, end)
         return None
     head = ResponseHead()
-    minor, status, reason, fields = match.groups()
-    head.size = match.end() - start
-    head.status = int(status)
+    head.minor, head.status, reason, head.fields, head.size, known = parts
     head.reason = reason or b""
-    head.fields = fields
-    head.minor = 1 if minor == b"1" else 0
-    head.known = known = _KNOWN_RESPONSE.findall(fields.lower())
+    head.known = known
     if len(known) == 1 and head.minor == 1 and known[0][0] == b"content-length":
         value = known[0][1]
         head.length = (
@@ -388,13 +431,3 @@ def _explain_response(buffer: Buffer, start: int, end: int) -> None:
     if buffer.find(b"\r\n\r\n", start, end) >= 0:
         raise ProxyError(errors.BAD_RESPONSE, side="upstream", detail="malformed head")
     _refuse_bare_line_feed(buffer, start, end, errors.BAD_RESPONSE, "upstream")
-
-
-def field_values(fields: bytes, name: bytes) -> list[bytes]:
-    """All values of the field `name` (lower case) in a raw block, in their own spelling. Cold path."""
-    values = []
-    for line in fields.split(b"\r\n")[1:]:
-        key, _, value = line.partition(b":")
-        if key.lower() == name:
-            values.append(value.strip(b"\t "))
-    return values

@@ -9,22 +9,26 @@ scheme 6, with the lazy re-insertion of the Linux kernel's old timer wheel).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final
 
 NEVER: Final = float("inf")
 TICK: Final = 0.1  # seconds: how coarse a timeout is
 ALL: Final = 1 << 62
 
 
-class Timed(Protocol):
+class Timed:
     """What the wheel holds. `deadline` is when it is due, `due` the time of the bucket that it is in
     (`NEVER` for none); the item only reads `due`."""
 
-    deadline: float
-    due: float
+    __slots__ = ("deadline", "due")
+
+    def __init__(self) -> None:
+        self.deadline = NEVER
+        self.due = NEVER
 
     def on_deadline(self) -> None:
         """Called once the deadline has passed; the item is in no bucket then."""
+        raise NotImplementedError
 
 
 class Wheel:
@@ -62,7 +66,7 @@ class Wheel:
         """Takes `item` out, as when its connection closes; harmless when it is in no bucket."""
         if item.due == NEVER:
             return
-        bucket = round(item.due / TICK)
+        bucket = int(item.due / TICK + 0.5)
         item.due = NEVER
         members = self._buckets.get(bucket)
         if members is not None:

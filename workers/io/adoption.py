@@ -8,7 +8,6 @@ plan that they were made beside, and end with it and with the tunnels.
 
 from __future__ import annotations
 
-from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,6 +22,7 @@ from workers.io.listening import Listener
 from workers.io.plan import Route
 from workers.io.pool import Pool
 from workers.io.server import Server
+from workers.io.sockets import Socket, adopted
 from workers.io.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -128,12 +128,11 @@ def adopt(
     return tunnel
 
 
-def _sockets(*fds: int) -> list[RawSocket]:
-    found: list[RawSocket] = []
+def _sockets(*fds: int) -> list[Socket]:
+    found: list[Socket] = []
     try:
         for fd in fds:
-            found.append(RawSocket(fileno=fd))
-            found[-1].setblocking(False)
+            found.append(adopted(fd))
     except OSError as error:
         for sock in found:
             sock.detach()

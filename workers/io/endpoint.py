@@ -11,10 +11,10 @@ import contextlib
 import ctypes
 import socket
 import struct
-from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
-from workers.core.wheel import NEVER
+from workers.core.wheel import NEVER, Timed
+from workers.io.sockets import Socket
 from workers.io.tls import Stream, TlsStream
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def reset(stream: Stream) -> None:
         stream.abort()
         return
     with contextlib.suppress(OSError):  # the peer may have reset it already
-        cast(RawSocket, stream).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        cast(Socket, stream).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     stream.close()
 
 
@@ -42,28 +42,30 @@ def sever(stream: Stream, *, failed: bool) -> None:
     if failed and _libc.connect(stream.fileno(), _UNSPEC, len(_UNSPEC)) == 0:
         return
     with contextlib.suppress(OSError):  # the peer may have ended it already
-        cast(RawSocket, stream).shutdown(socket.SHUT_RDWR)
+        cast(Socket, stream).shutdown(socket.SHUT_RDWR)
 
 
 def has_failed(stream: Stream) -> bool:
     """Whether the connection was reset, or failed otherwise; asking takes the error away. Two ends that
     were both sent in order are no failure, though the kernel calls that state closed, too."""
     try:
-        return bool(cast(RawSocket, stream).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return bool(cast(Socket, stream).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
     except OSError:
         return True
 
 
-class Endpoint:
+class Endpoint(Timed):
     """A connection's socket, its left-over output and its place in the timeout wheel.
 
     Subclasses implement `on_readable`, `on_drained` (the left-over output was sent), `on_error` (the
     connection failed; it is to be closed) and `on_deadline`.
     """
 
-    __slots__ = ("deadline", "due", "fd", "muted", "out", "reading", "secure", "sock", "worker", "writing")
+    __slots__ = ("fd", "muted", "out", "reading", "secure", "sock", "worker", "writing")
 
     def __init__(self, worker: Worker, sock: Stream, fd: int) -> None:
+        self.deadline = NEVER
+        self.due = NEVER
         self.worker = worker
         self.sock = sock
         self.fd = fd  # -1 once closed
@@ -72,8 +74,6 @@ class Endpoint:
         self.muted = False
         self.writing = False
         self.secure = False  # whether `sock` is a TlsStream
-        self.deadline = NEVER
-        self.due = NEVER
 
     def on_readable(self) -> None:
         """Bytes, an end or an error wait."""
@@ -85,10 +85,6 @@ class Endpoint:
 
     def on_error(self, error: OSError) -> None:
         """The connection failed while it was written to."""
-        raise NotImplementedError
-
-    def on_deadline(self) -> None:
-        """The deadline passed."""
         raise NotImplementedError
 
     def abandon(self) -> None:

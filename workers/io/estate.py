@@ -6,7 +6,6 @@ for every tunnel that it takes over. Sources of truth are the kernel's counts; s
 
 from __future__ import annotations
 
-from _socket import socket as RawSocket
 from typing import Final, NamedTuple
 
 from workers.contract.entries import (
@@ -30,6 +29,7 @@ from workers.core import recovery
 from workers.core.frames import FrameTracker
 from workers.core.recovery import Account, Unproved
 from workers.io import tcpinfo
+from workers.io.sockets import Socket
 from workers.io.tcpinfo import Counts
 
 _DIRECTIONS: Final = (int(EntryCell.CLIENT), int(EntryCell.SERVER))
@@ -75,7 +75,7 @@ class Estate:
             if cells[2 * entry] == State.COMING:
                 cells[2 * entry] = State.FREE
 
-    def settle(self, entry: int, client: RawSocket, server: RawSocket) -> None:
+    def settle(self, entry: int, client: Socket, server: Socket) -> None:
         """Puts what the buffer has of the tunnel `entry` onto a shelf. Raises `Unproved`, or `OSError` where
         the sockets don't tell their counts."""
         mark = int(self._cells[self._area.head + HeadCell.MARK])
@@ -96,7 +96,7 @@ class Estate:
             self._put_account(at, Account(read, account.shift, len(data)), data)
         put_frame(self._area, at, read, tracker)
 
-    def streams(self, entry: int, client: RawSocket, server: RawSocket) -> tuple[Stream, Stream]:
+    def streams(self, entry: int, client: Socket, server: Socket) -> tuple[Stream, Stream]:
         """Both directions of the tunnel `entry`, as they go on. Raises `Unproved` or `OSError`."""
         counts = tcpinfo.counts(client), tcpinfo.counts(server)
         up, down = (self._stream(entry, direction, *counts) for direction in (0, 1))

@@ -519,22 +519,10 @@ _REFUSED_METHODS: Final = frozenset((b"CONNECT", b"TRACE"))
 
 def upgrade_fields(head: RequestHead) -> dict[bytes, bytes]:
     """The fields that the WebSocket handshake needs, repeated ones joined with commas."""
-    lowered = head.fields.lower()
-    fields = {name: _joined(head.fields, lowered, name) for name in _UPGRADE_FIELDS}
+    fields = {
+        b"sec-websocket-key": b",".join(field_values(head.fields, b"sec-websocket-key")),
+        b"sec-websocket-version": b",".join(field_values(head.fields, b"sec-websocket-version")),
+    }
     if head.length:
         fields[b"content-length"] = b"%d" % head.length  # any body is one too many
     return fields
-
-
-_UPGRADE_FIELDS: Final = (b"sec-websocket-key", b"sec-websocket-version")
-
-
-def _joined(fields: bytes, lowered: bytes, name: bytes) -> bytes:
-    start = lowered.find(b"\r\n" + name + b":")
-    if start < 0:
-        return b""
-    start += len(name) + 3
-    if lowered.find(b"\r\n" + name + b":", start) >= 0:
-        return b",".join(field_values(fields, name))
-    end = fields.find(b"\r", start)
-    return (fields[start:end] if end >= 0 else fields[start:]).strip(b"\t ")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from _socket import socket as RawSocket
 from array import array
 from collections import deque
 from itertools import islice
@@ -28,12 +27,14 @@ from workers.contract.entries import (
     State,
     place,
 )
+from workers.contract.native import quick
 from workers.contract.tunnels import Drop, Hold
 from workers.core.frames import FrameTracker
 from workers.core.wheel import NEVER
 from workers.io import records, tcpinfo
 from workers.io.estate import put_frame
 from workers.io.shelves import Shelves
+from workers.io.sockets import Socket
 
 if TYPE_CHECKING:
     from workers.io.pipe import Pipe
@@ -59,7 +60,7 @@ class Keeping:
         self.area = area = worker.ledger.area(worker.slot)
         self.cells = area.cells
         self.relay = memoryview(area.buffer)
-        self.mark = area.cells[area.head : area.head + 1]
+        self.mark = quick(area.cells[area.head : area.head + 1])
         self.channel: socket.socket | None = None  # to the keeper
         self._young: deque[Tunnel] = deque()
         self._again_at = NEVER  # when those are looked for that found no place
@@ -178,7 +179,7 @@ class Keeping:
 
     def hold(self, tunnel: Tunnel) -> bool:
         """Puts a tunnel onto the ledger, where it can be; whether it is there."""
-        client, server_sock = cast(RawSocket, tunnel.client), cast(RawSocket, tunnel.server_sock)
+        client, server_sock = cast(Socket, tunnel.client), cast(Socket, tunnel.server_sock)
         if not (tcpinfo.is_counted(client) and tcpinfo.is_counted(server_sock)):
             return False
         try:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import resource
-import socket
 from _socket import socket as RawSocket
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
 from workers.contract.cells import ListenerCell, WorkerCell
@@ -16,6 +15,7 @@ from workers.contract.snapshot import ListenerSpec
 from workers.core.descriptors import connection_cap
 from workers.core.forwarded import TrustedProxies, plain_address
 from workers.io.downstream import Client
+from workers.io.sockets import Socket, acceptor
 from workers.io.tls import TlsStream
 from workers.io.tls_client import TlsClient
 from workers.io.tls_context import ServerContexts
@@ -77,7 +77,7 @@ class Listener:
         """Whether the forwarding fields of `address` are believed."""
         return self.trusted.trusts(address)
 
-    def accepted(self, sock: RawSocket, address: object) -> None:
+    def accepted(self, sock: Socket, address: str) -> None:
         """Takes a new connection, or turns it away when there are too many."""
         cells = self.worker.slab.cells
         base = self.base
@@ -100,9 +100,8 @@ class Listener:
         self.connections += 1
         cells[base] += 1
         cells[_WORKER_CONNECTIONS] += 1
-        peer = plain_address(address[0]) if isinstance(address, tuple) else ""
+        peer = plain_address(address)
         if self.tls is None:
-            sock.setblocking(False)
             client = Client(self, sock, sock.fileno(), peer)
             self.worker.clients.add(client)
             client.resume()
@@ -110,9 +109,9 @@ class Listener:
         else:
             self._accepted_tls(self.tls, sock, peer)
 
-    def _accepted_tls(self, contexts: ServerContexts, sock: RawSocket, peer: str) -> None:
+    def _accepted_tls(self, contexts: ServerContexts, sock: Socket, peer: str) -> None:
         try:
-            stream = TlsStream(cast(socket.socket, sock), contexts.default, server_side=True)
+            stream = TlsStream(sock, contexts.default, server_side=True)
         except OSError:  # it left before it began
             sock.close()
             self.closed()
@@ -121,7 +120,7 @@ class Listener:
         self.worker.clients.add(client)
         client.begin()
 
-    def _refuse_beyond_files(self, sock: RawSocket) -> None:
+    def _refuse_beyond_files(self, sock: Socket) -> None:
         """Turns away a connection that this worker might have no descriptor for to a server."""
         self.worker.slab.cells[self.base + _REJECTED] += 1
         self.reject(errors.CONNECTION_LIMIT)
@@ -180,7 +179,7 @@ def _port(spec: ListenerSpec) -> int:
 class Acceptor:
     """One listening socket. `home` is the worker slot that it was made for."""
 
-    __slots__ = ("family", "fd", "listener", "sock", "worker")
+    __slots__ = ("accept", "fd", "listener", "sock", "worker")
 
     def __init__(self, listener: Listener, fd: int) -> None:
         self.listener = listener
@@ -188,7 +187,7 @@ class Acceptor:
         self.fd = fd
         self.sock = RawSocket(fileno=fd)
         self.sock.setblocking(False)
-        self.family = self.sock.family
+        self.accept = acceptor(self.sock)
 
     def start(self) -> None:
         """Accepts from now on."""
@@ -201,14 +200,10 @@ class Acceptor:
     def _accept(self, most: int) -> bool:
         """Accepts up to `most` connections; whether the queue was emptied."""
         accepted = self.listener.accepted
-        # socket.accept without building a socket.socket, which costs 2 us.
-        accept = self.sock._accept  # type: ignore[attr-defined]
-        family = self.family
+        accept = self.accept
         for _ in range(most):
             try:
-                fd, address = accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return True
+                connection = accept()
             except OSError as error:
                 if error.errno in _SHORTAGE:
                     self._rest(error)
@@ -216,7 +211,9 @@ class Acceptor:
                 # man 2 accept: network errors of the new connection come here; the next one may be fine.
                 self.worker.log.warning("accept failed", listener=self.listener.spec.name, error=error)
                 return True
-            accepted(RawSocket(family, socket.SOCK_STREAM, 0, fd), address)
+            if connection is None:
+                return True
+            accepted(*connection)
         return False
 
     def _rest(self, error: OSError) -> None:

@@ -25,9 +25,8 @@ from workers.io.ping_side import Side
 from workers.io.tls import TlsStream, TlsTruncated
 
 if TYPE_CHECKING:
-    from _socket import socket as RawSocket
-
     from workers.io.pipe import Pipe
+    from workers.io.sockets import Socket
     from workers.io.tunnel import Tunnel
 
 _PING_SUM: Final = int(RouteCell.PING_SUM)
@@ -173,7 +172,7 @@ class Pings:
             elif isinstance(pipe.source, TlsStream):
                 self._unwrap(pipe, pipe.source)
             else:
-                self._peek(pipe, cast("RawSocket", pipe.source))
+                self._peek(pipe, cast("Socket", pipe.source))
         except (BlockingIOError, InterruptedError):
             return
         except TlsTruncated:
@@ -232,7 +231,7 @@ class Pings:
         if self._tunnel.open:
             pipe.on_readable()
 
-    def _peek(self, pipe: Pipe, source: RawSocket) -> None:
+    def _peek(self, pipe: Pipe, source: Socket) -> None:
         """Between two frames: takes our Pong, or passes the next frame on."""
         side = self._side_of(pipe)
         head = source.recv(PEEKED, socket.MSG_PEEK)

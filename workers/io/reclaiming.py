@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,6 +19,7 @@ from workers.io import adoption, tcpinfo
 from workers.io.closing import close_on
 from workers.io.endpoint import sever
 from workers.io.estate import Estate
+from workers.io.sockets import Socket, adopted
 
 if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
@@ -104,7 +104,7 @@ class Reclaiming:
             case Back(entries=entries):
                 pairs = iter(fds)
                 for entry, client, server in zip(entries, pairs, pairs, strict=False):
-                    self._take(entry, RawSocket(fileno=client), RawSocket(fileno=server))
+                    self._take(entry, adopted(client), adopted(server))
             case BackEnd(lost=lost):
                 self._worker.slab.cells[_CRASH + MigrationResult.UNPROVED] += lost
                 self._closed += lost
@@ -152,7 +152,7 @@ class Reclaiming:
 
     # --- one tunnel ----------------------------------------------------------------------------------
 
-    def _take(self, entry: int, client: RawSocket, server: RawSocket) -> None:
+    def _take(self, entry: int, client: Socket, server: Socket) -> None:
         worker = self._worker
         cells = worker.slab.cells
         try:
@@ -179,7 +179,7 @@ class Reclaiming:
         elif tunnel.open:
             worker.pacer.go_on(tunnel)
 
-    def _restore(self, entry: int, client: RawSocket, server: RawSocket) -> Tunnel:
+    def _restore(self, entry: int, client: Socket, server: Socket) -> Tunnel:
         up, down = self._estate.streams(entry, client, server)
         record = decode_record(self._worker.keeping.area.record(entry))
         record = msgspec.structs.replace(record, client=up.record, server=down.record, seen=self._worker.now)
@@ -191,7 +191,7 @@ class Reclaiming:
         return tunnel
 
 
-def _is_closed(sock: RawSocket) -> bool:
+def _is_closed(sock: Socket) -> bool:
     try:
         return tcpinfo.counts(sock).state == tcpinfo.CLOSE
     except OSError:

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from workers.contract.snapshot import ServerSpec
+from workers.io.sockets import packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ RETRY: Final = 1.0  # seconds between attempts while there is no answer at all
 
 
 class Address(NamedTuple):
-    """A socket family and what `connect` takes in it."""
+    """A socket family, and what `connect_ex` takes in it (see `packed`)."""
 
     family: int
     sockaddr: Any
@@ -44,7 +45,7 @@ class Addresses:
         self._waiting: list[Callable[[], None]] = []
         self.error = ""
         if spec.path is not None:
-            self._found = [Address(socket.AF_UNIX, spec.path)]
+            self._found = [_address(socket.AF_UNIX, spec.path)]
             self._next_lookup = float("inf")
         elif spec.host is not None:
             self._found = literal(spec.host, spec.port)
@@ -98,12 +99,16 @@ class Addresses:
             callback()
 
 
+def _address(family: int, sockaddr: Any) -> Address:
+    return Address(family, packed(family, sockaddr))
+
+
 def _ask(host: str, port: int) -> list[Address | OSError]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         return [error]
-    return [Address(family, sockaddr) for family, _, _, _, sockaddr in answers]
+    return [_address(family, sockaddr) for family, _, _, _, sockaddr in answers]
 
 
 def literal(host: str, port: int) -> list[Address]:
@@ -113,5 +118,5 @@ def literal(host: str, port: int) -> list[Address]:
     except ValueError:
         return []
     if address.version == 4:
-        return [Address(socket.AF_INET, (host, port))]
-    return [Address(socket.AF_INET6, (host, port, 0, 0))]
+        return [_address(socket.AF_INET, (host, port))]
+    return [_address(socket.AF_INET6, (host, port, 0, 0))]

@@ -10,8 +10,9 @@ import fcntl
 import socket
 import struct
 import termios
-from _socket import socket as RawSocket
 from typing import Final, NamedTuple
+
+from workers.io.sockets import Socket
 
 # struct tcp_info of linux/tcp.h: the state is its first byte.
 _BYTES: Final = struct.Struct("@QQ")  # tcpi_bytes_acked, tcpi_bytes_received
@@ -43,12 +44,12 @@ class NotCounted(OSError):
     """The kernel doesn't count this socket's bytes, or they never stood still."""
 
 
-def is_counted(sock: RawSocket) -> bool:
+def is_counted(sock: Socket) -> bool:
     """Whether the kernel counts what goes over `sock`: Unix sockets have no TCP_INFO."""
     return sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def counts(sock: RawSocket) -> Counts:
+def counts(sock: Socket) -> Counts:
     """The counts of the moment. For a socket that nobody reads or writes meanwhile they are exact: what the
     peer sends moves a counter and a queue by the same, so both are read until the counter was the same before
     and after. Raises `OSError`."""
@@ -66,7 +67,7 @@ def counts(sock: RawSocket) -> Counts:
     raise NotCounted("its counters never stood still")
 
 
-def _info(sock: RawSocket) -> tuple[int, int, int]:
+def _info(sock: Socket) -> tuple[int, int, int]:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
     if len(info) < _SIZE:
         raise NotCounted("this kernel's TCP_INFO has no byte counters (Linux 4.1)")

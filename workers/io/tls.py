@@ -15,9 +15,9 @@ import os
 import socket
 import ssl
 import struct
-from _socket import socket as RawSocket
 from typing import Final, Protocol
 
+from workers.io.sockets import Socket
 from workers.io.tls_engine import CLOSED, take_over
 from workers.io.tls_errors import TlsError, TlsTruncated, failure
 
@@ -76,7 +76,7 @@ class TlsStream:
 
     def __init__(
         self,
-        sock: RawSocket,
+        sock: Socket,
         context: ssl.SSLContext,
         *,
         server_side: bool,

@@ -18,6 +18,8 @@ import ssl
 from _socket import socket as RawSocket
 from typing import Any, Final, Protocol, cast
 
+from workers.io.sockets import Socket
+
 
 class Engine(Protocol):
     """The C object. All but `pending` and the properties raise `ssl.SSLError` (which `OSError` includes), of
@@ -102,7 +104,7 @@ class TlsSocket(RawSocket):
 
 
 def take_over(
-    sock: RawSocket, context: ssl.SSLContext, *, server_side: bool, server_name: str | None
+    sock: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str | None
 ) -> TlsSocket:
     """TLS on `sock`, which is detached; the descriptor keeps its number. As a client, `server_name` is sent
     and checked against the certificate.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import NANOSECONDS, TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
 from workers.contract.snapshot import WebSocketSpec
-from workers.core.wheel import NEVER
+from workers.core.wheel import NEVER, Timed
 from workers.io.endpoint import reset, sever
 from workers.io.ping import Pings
 from workers.io.pipe import Pipe, TlsPipe
@@ -30,12 +30,12 @@ _TUNNEL: Final = int(RouteCell.TUNNEL)
 _SERVER_TUNNELS: Final = int(ServerCell.TUNNELS)
 
 
-class Tunnel:
+class Tunnel(Timed):
     """See the module. `seen` is when a byte passed last, on the worker's coarse clock; `started` is exact.
     Both are monotonic, in seconds."""
 
     __slots__ = (
-        "address", "client", "closer", "closing", "code", "deadline", "due", "entry", "from_client",
+        "address", "client", "closer", "closing", "code", "entry", "from_client",
         "from_server", "gauge", "host", "listener", "logged", "movable", "number", "open", "pings",
         "request_id", "route", "seen", "server", "server_sock", "settings", "shared", "started", "target",
         "worker",

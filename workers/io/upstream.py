@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import time
-from _socket import socket as RawSocket
 from typing import TYPE_CHECKING, Final, cast
 
 from workers.contract import errors
@@ -15,6 +14,7 @@ from workers.contract.cells import ServerCell
 from workers.contract.errors import ProxyError, Retry
 from workers.core.wheel import NEVER
 from workers.io.endpoint import Endpoint
+from workers.io.sockets import Socket, opened
 from workers.io.tls import Handshake, Stream
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from workers.io.server import Server
 
 _CONNECTIONS: Final = int(ServerCell.CONNECTIONS)
-_STREAM: Final = int(socket.SOCK_STREAM) | int(socket.SOCK_NONBLOCK)
 _TCP: Final = int(socket.IPPROTO_TCP)
-_NODELAY: Final = int(socket.TCP_NODELAY)
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked.
 _BYTES_ACKED: Final = struct.Struct("=120xQ")
 
@@ -34,7 +32,7 @@ class Upstream(Endpoint):
 
     __slots__ = ("began", "broken", "connecting", "exchange", "held", "mark", "reused", "server", "total")
 
-    def __init__(self, server: Server, sock: RawSocket, exchange: Exchange) -> None:
+    def __init__(self, server: Server, sock: Socket, exchange: Exchange) -> None:
         super().__init__(server.worker, sock, sock.fileno())
         self.server = server
         self.exchange: Exchange | None = exchange
@@ -55,7 +53,7 @@ class Upstream(Endpoint):
         The request is offered at once: nearby the connection stands by then, and farther off it waits in
         `out` as it would for a slow server. That saves two rounds through epoll and a getsockopt.
         """
-        result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
+        result = cast(Socket, self.sock).connect_ex(sockaddr)
         if result in (0, errno.EINPROGRESS):
             if result == 0:
                 self._is_connected()
@@ -171,7 +169,7 @@ class Upstream(Endpoint):
         if self.secure or self.server.spec.path is not None or self.fd < 0:
             return False
         try:
-            info = cast(RawSocket, self.sock).getsockopt(_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+            info = cast(Socket, self.sock).getsockopt(_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         except OSError:
             return False
         if len(info) < _BYTES_ACKED.size:
@@ -216,7 +214,7 @@ class TlsUpstream(Upstream):
 
     def start(self, sockaddr: object) -> None:
         self.expect(self.server.pool.spec.timeouts.connect)  # with the handshake
-        result = cast(RawSocket, self.sock).connect_ex(sockaddr)  # type: ignore[arg-type]
+        result = cast(Socket, self.sock).connect_ex(sockaddr)
         if result == 0:
             self._begin_tls()
         elif result == errno.EINPROGRESS:
@@ -226,7 +224,7 @@ class TlsUpstream(Upstream):
             self._connect_failed(os.strerror(result))
 
     def _on_connected(self) -> None:
-        result = cast(RawSocket, self.sock).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        result = cast(Socket, self.sock).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if result:
             self._connect_failed(os.strerror(result))
         else:
@@ -237,7 +235,7 @@ class TlsUpstream(Upstream):
         assert context is not None
         self.unwatch_writing()
         try:
-            self.sock = self.worker.client_stream(context, cast(RawSocket, self.sock), self.server)
+            self.sock = self.worker.client_stream(context, cast(Socket, self.sock), self.server)
         except OSError as error:
             self._tls_failed(error)
             return
@@ -276,12 +274,10 @@ def connect(exchange: Exchange, server: Server) -> None:
         return
     family, sockaddr = address
     try:
-        sock = RawSocket(family, _STREAM)
+        sock = opened(family)
     except OSError as error:  # EMFILE, ENFILE, ENOMEM: ours, not the server's
         exchange.upstream_failed(ProxyError(errors.CONNECT_FAILED, side="local", detail=str(error)))
         return
-    if family != socket.AF_UNIX:
-        sock.setsockopt(_TCP, _NODELAY, 1)
     upstream = (Upstream if server.tls is None else TlsUpstream)(server, sock, exchange)
     exchange.upstream = upstream
     upstream.start(sockaddr)

@@ -40,11 +40,11 @@ from workers.io.turns import Turns
 
 if TYPE_CHECKING:
     import ssl
-    from _socket import socket as RawSocket
 
     from workers.io.downstream import Client
     from workers.io.pool import Pool
     from workers.io.server import Server
+    from workers.io.sockets import Socket
     from workers.io.tunnel import Tunnel
 
 BUFFER: Final = 256 * 1024
@@ -146,7 +146,7 @@ class Worker:
             except Exception as second:  # whatever state the first one left behind
                 self.log.error("fault while ending a connection", error=repr(second))
 
-    def client_stream(self, context: ssl.SSLContext, sock: RawSocket, server: Server) -> TlsStream:
+    def client_stream(self, context: ssl.SSLContext, sock: Socket, server: Server) -> TlsStream:
         """TLS on a fresh connection to `server`. Raises `OSError` where the peer is gone already."""
         spec = server.pool.spec.tls
         assert spec is not None
