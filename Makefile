@@ -1,6 +1,6 @@
 # make run    the load balancer over demo servers, on loopback
 # make test   the whole test suite
-# make compiled       a copy of all this in build/compiled with the hot modules compiled
+# make compiled       a copy of all this in build/compiled with the hot modules and the C module compiled
 # make test-compiled  the tests on that copy
 # make lint   ruff;  make types   mypy --strict
 # make bench  lb side by side with nginx and HAProxy, where these are installed; see docs/performance.md
@@ -16,7 +16,7 @@ ARGS ?=
 JOBS ?= 4
 
 COMPILED := build/compiled
-SOURCES := lb tests config docs grafana setup.py pyproject.toml Makefile *.md LICENSE .ci .gitignore
+SOURCES := lb tests config docs grafana setup.py pyproject.toml MANIFEST.in Makefile *.md LICENSE .ci .gitignore
 
 .DEFAULT_GOAL := help
 .PHONY: help run test compiled test-compiled lint types bench clean
@@ -34,7 +34,7 @@ compiled: $(VENV)/.stamp-test
 	@mkdir -p $(COMPILED) build/sources
 	@cd $(COMPILED) && rm -rf lb tests
 	@cp -r $(SOURCES) $(COMPILED)
-	@# The modules as they are now, whoever edits meanwhile; compiled where they are not those of last time.
+	@# The sources as they are now, whoever edits meanwhile; compiled where they are not those of last time.
 	@rm -rf build/sources/workers && cp -r workers build/sources
 	@sum=$$({ cd build/sources && find workers -name '*.py' -o -name '*.c' | LC_ALL=C sort | xargs sha256sum && cd ../.. && \
 		cat setup.py pyproject.toml && $(BIN)/python -VV && $(BIN)/mypy --version; } | sha256sum) && \

@@ -1,7 +1,9 @@
 """Compiles what every connection, request and message passes, where a C compiler is there.
 
-mypyc makes machine code of the very modules that run without it, too: there is no second source. An editable
-install stays interpreted, so that what is edited is what runs (`make compiled` is for developers).
+mypyc makes machine code of the very modules that run without it, too (`HOT`). The innermost steps are
+written in C besides (`NATIVE`); each has a twin in Python, which is what runs without it. Either all of it
+is compiled or nothing. An editable install stays interpreted, so that what is edited is what runs (`make
+compiled` is for developers).
 
 `LB_COMPILED=0` leaves it out; `LB_COMPILED=1` makes the build fail where it can't be done.
 """
@@ -51,7 +53,8 @@ HOT = (
     "workers/io/upstream.py",
     "workers/io/worker.py",
 )
-# What is written in C where it is compiled; each function has a twin in Python.
+# The innermost steps (docs/performance.md says which, and why). Who changes one changes its twin in Python as
+# well, which says what is right (CONTRIBUTING.md). MANIFEST.in names the file for source distributions.
 NATIVE = Extension(
     "workers.contract._native",
     ["workers/contract/_native.c"],
@@ -75,7 +78,7 @@ def can_compile() -> bool:
 
 
 def extensions() -> list[Extension]:
-    """The hot modules as extensions; none where they stay interpreted."""
+    """The C module and the hot modules as extensions; none where all stays interpreted."""
     if not BUILDS & {*sys.argv}:
         return []
     # What an earlier build has left would be installed, and its modules come before the sources of now.
@@ -98,7 +101,7 @@ def extensions() -> list[Extension]:
     for module in modules:
         # What another compiler warns of is no reason to do without.
         module.extra_compile_args = [option for option in module.extra_compile_args if option != "-Werror"]
-    return [*modules, NATIVE]
+    return [NATIVE, *modules]  # what takes seconds before what takes a minute
 
 
 class BuildExtensions(build_ext):
