@@ -115,7 +115,7 @@ socket_recv_into(Socket *self, PyObject *target)
     if (PyObject_GetBuffer(target, &buffer, PyBUF_WRITABLE) < 0)
         return NULL;
     do
-        size = recv(self->fd, buffer.buf, (size_t)buffer.len, 0);
+        size = buffer.len == 0 ? 0 : recv(self->fd, buffer.buf, (size_t)buffer.len, 0);
     while (size < 0 && errno == EINTR);
     PyBuffer_Release(&buffer); /* (which leaves errno alone) */
     return size < 0 ? failed() : PyLong_FromSsize_t(size);
@@ -138,11 +138,12 @@ socket_recv(Socket *self, PyObject *const *args, Py_ssize_t count)
     if (data == NULL)
         return NULL;
     do
-        size = recv(self->fd, PyBytes_AS_STRING(data), (size_t)most, flags);
+        size = most == 0 ? 0 : recv(self->fd, PyBytes_AS_STRING(data), (size_t)most, flags);
     while (size < 0 && errno == EINTR);
     if (size < 0) {
+        failed();
         Py_DECREF(data);
-        return failed();
+        return NULL;
     }
     _PyBytes_Resize(&data, size);
     return data;
@@ -224,20 +225,19 @@ socket_setsockopt(Socket *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 socket_getsockopt(Socket *self, PyObject *const *args, Py_ssize_t count)
 {
-    int level, option, most, flag = 0;
+    int level, option, most = 0, flag = 0;
     socklen_t length = sizeof flag;
     char value[1024];
 
-    if (!has_count("getsockopt", count, 2, 3) || !as_int(args[0], &level) || !as_int(args[1], &option))
+    if (!has_count("getsockopt", count, 2, 3) || !as_int(args[0], &level) || !as_int(args[1], &option) ||
+        (count > 2 && !as_int(args[2], &most)))
         return NULL;
-    if (count == 2) {
+    if (most == 0) {
         if (getsockopt(self->fd, level, option, &flag, &length) < 0)
             return failed();
         return PyLong_FromLong(flag);
     }
-    if (!as_int(args[2], &most))
-        return NULL;
-    if (most <= 0 || most > (int)sizeof value) {
+    if (most < 0 || most > (int)sizeof value) {
         PyErr_SetString(PyExc_OSError, "getsockopt buflen out of range");
         return NULL;
     }
@@ -360,8 +360,11 @@ opened(PyObject *Py_UNUSED(module), PyObject *arg)
     fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return failed();
-    if (family != AF_UNIX)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (family != AF_UNIX && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0) {
+        failed();
+        close(fd);
+        return NULL;
+    }
     return new_socket(fd, family);
 }
 
@@ -421,12 +424,13 @@ typedef struct {
 } Cells;
 
 static PyObject *
-cells_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
+cells_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
+    static char *names[] = {"", NULL};
     PyObject *view;
     Cells *self;
 
-    if (!PyArg_ParseTuple(args, "O!:Cells", &PyMemoryView_Type, &view))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!:Cells", names, &PyMemoryView_Type, &view))
         return NULL;
     self = (Cells *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -438,6 +442,11 @@ cells_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     self->view = Py_NewRef(view);
     if (self->buffer.ndim != 1 || self->buffer.itemsize != 8 || strcmp(self->buffer.format, "q") != 0) {
         PyErr_SetString(PyExc_TypeError, "cells are one row of format q");
+        Py_DECREF(self);
+        return NULL;
+    }
+    if (self->buffer.len > 0 && (uintptr_t)self->buffer.buf % 8 != 0) { /* they would tear */
+        PyErr_SetString(PyExc_ValueError, "cells are aligned to 8 bytes");
         Py_DECREF(self);
         return NULL;
     }
@@ -465,8 +474,10 @@ cell_at(Cells *self, PyObject *key)
     Py_ssize_t length = self->buffer.len / 8, index = PyLong_AsSsize_t(key);
 
     if (index < 0) {
-        if (index == -1 && PyErr_Occurred())
+        if (index == -1 && PyErr_Occurred()) {
+            PyErr_SetString(PyExc_IndexError, "cannot fit 'int' into an index-sized integer");
             return NULL;
+        }
         index += length;
     }
     if (index < 0 || index >= length) {
@@ -503,8 +514,10 @@ cells_set(Cells *self, PyObject *key, PyObject *value)
     if (cell == NULL)
         return -1;
     number = PyLong_AsLongLong(value);
-    if (number == -1 && PyErr_Occurred())
+    if (number == -1 && PyErr_Occurred()) {
+        PyErr_SetString(PyExc_ValueError, "memoryview: invalid value for format 'q'");
         return -1;
+    }
     *cell = number;
     return 0;
 }
@@ -581,8 +594,8 @@ prepare_kinds(void)
 {
     for (int byte = 0; byte < 256; byte++) {
         int letter = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z');
-        int digit = byte >= '0' && byte <= '9';
-        if (letter || digit || (byte && strchr("!#$%&'*+-.^_`|~", byte) != NULL))
+        int number = byte >= '0' && byte <= '9';
+        if (letter || number || (byte && strchr("!#$%&'*+-.^_`|~", byte) != NULL))
             kinds[byte] |= TOKEN; /* RFC 9110 section 5.6.2 */
         if (byte >= 0x21 && byte <= 0x7e && byte != '#')
             kinds[byte] |= TARGET;
@@ -702,36 +715,29 @@ past_fields(const unsigned char *at, const unsigned char *end, const Known *know
     }
 }
 
-/* The range of a buffer that the arguments name. */
-static int
-in_range(PyObject *const *args, Py_ssize_t count, const unsigned char **start, const unsigned char **end)
+/* What `parts` makes of the range of a buffer that the arguments name. The buffer is held meanwhile: making
+ * the parts may start the garbage collector, and finalizers that resize a bytearray. */
+static PyObject *
+in_range(PyObject *const *args, Py_ssize_t count,
+         PyObject *(*parts)(const unsigned char *start, const unsigned char *end))
 {
-    Py_ssize_t first, last, length;
-    const char *data;
+    Py_buffer buffer;
+    Py_ssize_t first, last;
+    PyObject *found;
 
     if (!has_count("a head", count, 3, 3))
-        return 0;
-    if (PyBytes_Check(args[0])) {
-        data = PyBytes_AS_STRING(args[0]);
-        length = PyBytes_GET_SIZE(args[0]);
-    }
-    else if (PyByteArray_Check(args[0])) {
-        data = PyByteArray_AS_STRING(args[0]);
-        length = PyByteArray_GET_SIZE(args[0]);
-    }
-    else {
-        PyErr_SetString(PyExc_TypeError, "a head is looked for in bytes or a bytearray");
-        return 0;
-    }
+        return NULL;
     first = PyLong_AsSsize_t(args[1]);
     last = PyLong_AsSsize_t(args[2]);
     if ((first == -1 || last == -1) && PyErr_Occurred())
-        return 0;
-    first = Py_MIN(Py_MAX(first, 0), length);
-    last = Py_MIN(Py_MAX(last, first), length);
-    *start = (const unsigned char *)data + first;
-    *end = (const unsigned char *)data + last;
-    return 1;
+        return NULL;
+    if (PyObject_GetBuffer(args[0], &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    first = Py_MIN(Py_MAX(first, 0), buffer.len);
+    last = Py_MIN(Py_MAX(last, first), buffer.len);
+    found = parts((const unsigned char *)buffer.buf + first, (const unsigned char *)buffer.buf + last);
+    PyBuffer_Release(&buffer);
+    return found;
 }
 
 static PyObject *
@@ -759,13 +765,11 @@ taken(Py_ssize_t count, PyObject **items)
 }
 
 static PyObject *
-request_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+parts_of_request(const unsigned char *start, const unsigned char *end)
 {
-    const unsigned char *start, *end, *method, *target, *minor, *fields;
+    const unsigned char *method, *target, *minor, *fields;
     PyObject *found;
 
-    if (!in_range(args, count, &start, &end))
-        return NULL;
     method = past(start, end, TOKEN);
     if (method == start || method >= end || *method != ' ')
         Py_RETURN_NONE;
@@ -792,13 +796,11 @@ request_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t cou
 }
 
 static PyObject *
-response_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+parts_of_response(const unsigned char *start, const unsigned char *end)
 {
-    const unsigned char *start, *end, *reason, *line, *fields;
+    const unsigned char *reason, *line, *fields;
     PyObject *found;
 
-    if (!in_range(args, count, &start, &end))
-        return NULL;
     /* "HTTP/1.1 200" */
     if (end - start < 12 || memcmp(start, "HTTP/1.", 7) != 0 || (start[7] != '0' && start[7] != '1') ||
         start[8] != ' ' || start[9] < '1' || start[9] > '5' || !Py_ISDIGIT(start[10]) || !Py_ISDIGIT(start[11]))
@@ -821,6 +823,18 @@ response_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t co
         line == reason ? Py_NewRef(Py_None) : bytes_between(reason + 1, line), bytes_between(line, fields),
         PyLong_FromSsize_t(fields + 4 - start), found,
     });
+}
+
+static PyObject *
+request_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    return in_range(args, count, parts_of_request);
+}
+
+static PyObject *
+response_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    return in_range(args, count, parts_of_response);
 }
 
 static PyObject *
