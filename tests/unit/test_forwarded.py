@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.core.forwarded import ForwardedPrefix, Received, TrustedProxies, plain_address, request_ids
+from workers.core.forwarded import ForwardedPrefix, Received, RequestIds, TrustedProxies, plain_address
 
 PROXIES = TrustedProxies(["10.0.0.0/8", "2001:db8:1::/48"])
 
@@ -83,9 +83,9 @@ def test_plain_address(address: str, plain: str) -> None:
 
 
 def test_request_ids_are_valid_and_never_twice() -> None:
-    ids = request_ids(b"0123456789abcdef")
-    made = [next(ids) for _ in range(1000)]
-    assert made[0] == b"0123456789abcdef-000001"
+    ids = RequestIds(b"0123456789abcdef")
+    made = [ids.following() for _ in range(1000)]
+    assert made == [b"0123456789abcdef-%06x" % number for number in range(1, 1001)]
     assert len(set(made)) == 1000
     assert believed(Received(request_id=made[999]))[b"X-Request-ID"] == made[999]
 

@@ -546,6 +546,72 @@ static PyTypeObject Cells_Type = {
     .tp_as_mapping = &cells_mapping,
 };
 
+static int
+are_cells(PyObject *object)
+{
+    if (Py_IS_TYPE(object, &Cells_Type))
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "these are no Cells");
+    return 0;
+}
+
+static PyObject *
+add(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    long long amount;
+
+    if (!has_count("add", count, 2, PY_SSIZE_T_MAX) || !are_cells(args[0]))
+        return NULL;
+    amount = PyLong_AsLongLong(args[1]);
+    if (amount == -1 && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 2; i < count; i++) {
+        int64_t *cell = cell_at((Cells *)args[0], args[i]);
+        if (cell == NULL)
+            return NULL;
+        *cell = (int64_t)((uint64_t)*cell + (uint64_t)amount); /* wraps, as no counter ever will */
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+observe(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    Py_ssize_t low = 0, high, buckets;
+    long long value;
+    int64_t *sum, *bucket;
+
+    if (!has_count("observe", count, 5, 5) || !are_cells(args[0]))
+        return NULL;
+    if (!PyTuple_Check(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "bounds are a tuple");
+        return NULL;
+    }
+    sum = cell_at((Cells *)args[0], args[1]);
+    buckets = PyLong_AsSsize_t(args[2]);
+    value = PyLong_AsLongLong(args[4]);
+    if (sum == NULL || ((buckets == -1 || value == -1) && PyErr_Occurred()))
+        return NULL;
+    for (high = PyTuple_GET_SIZE(args[3]); low < high;) { /* bisect_left */
+        Py_ssize_t middle = (low + high) / 2;
+        long long bound = PyLong_AsLongLong(PyTuple_GET_ITEM(args[3], middle));
+        if (bound == -1 && PyErr_Occurred())
+            return NULL;
+        if (bound < value)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (buckets < 0 || low >= ((Cells *)args[0])->buffer.len / 8 - buckets) {
+        PyErr_SetString(PyExc_IndexError, "index out of bounds on dimension 1");
+        return NULL;
+    }
+    bucket = (int64_t *)((Cells *)args[0])->buffer.buf + buckets + low;
+    *sum = (int64_t)((uint64_t)*sum + (uint64_t)value);
+    *bucket = (int64_t)((uint64_t)*bucket + 1);
+    Py_RETURN_NONE;
+}
+
 /* --- heads ----------------------------------------------------------------------------------------------- */
 
 enum { TOKEN = 1, TARGET = 2, TEXT = 4 };
@@ -891,6 +957,8 @@ static PyMethodDef functions[] = {
     {"adopted", FAST(adopted), METH_FASTCALL, NULL},
     {"opened", opened, METH_O, NULL},
     {"accepted", accepted, METH_O, NULL},
+    {"add", FAST(add), METH_FASTCALL, NULL},
+    {"observe", FAST(observe), METH_FASTCALL, NULL},
     {"request_parts", FAST(request_parts), METH_FASTCALL, NULL},
     {"response_parts", FAST(response_parts), METH_FASTCALL, NULL},
     {"field_values", FAST(field_values), METH_FASTCALL, NULL},

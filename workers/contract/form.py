@@ -1,4 +1,5 @@
-"""In which of its two forms the data plane runs: `setup.py` may have compiled its hot modules."""
+"""In which of its two forms the data plane runs: `setup.py` may have compiled its hot modules, and the C module
+of the innermost steps (`workers.contract.native`) with them."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ INTERPRETED: Final = "interpreted"
 
 
 def form() -> str:
-    """`COMPILED` or `INTERPRETED`. The hot modules are compiled together or not at all, so one speaks for
-    them; it is looked for and not imported."""
+    """`COMPILED` or `INTERPRETED`. The hot modules and the C module are compiled together or not at all, so
+    one speaks for them; it is looked for and not imported."""
     spec = importlib.util.find_spec("workers.io.reactor")
     machine_code = spec is not None and not (spec.origin or "").endswith(".py")
     return COMPILED if machine_code else INTERPRETED

@@ -11,10 +11,9 @@ told to the server as `unknown` (RFC 7239 section 6.2).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import count
 from typing import Final, NamedTuple
 
 _MEMO_LIMIT: Final = 4096
@@ -32,11 +31,27 @@ _FORWARDED: Final = re.compile(rb"(?:[ \t]*+(?:" + _PAIR + rb")?+[ \t]*+(?:[;,]|
 _PIECES: Final = re.compile(rb"(" + _TOKEN + rb")=(" + _VALUE + rb")|,")
 
 
-def request_ids(prefix: bytes) -> Iterator[bytes]:
-    """Endless request ids: `prefix` (random, at least 16 characters, another one in every worker and start)
-    and a counter."""
-    for number in count(1):
-        yield b"%b-%06x" % (prefix, number)
+class RequestIds:
+    """Request ids without end: `prefix` (random, at least 16 characters, another one in every worker and
+    start) and a counter."""
+
+    __slots__ = ("_head", "_number", "_prefix")
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+        self._number = 0
+        self._head = b""
+
+    def following(self) -> bytes:
+        """The next one."""
+        number = self._number = self._number + 1
+        low = number & 0xFF
+        if low == 0 or not self._head:  # all but the last two digits change once in 256 requests
+            self._head = b"%b-%04x" % (self._prefix, number >> 8)
+        return self._head + _BYTES[low]
+
+
+_BYTES: Final = [b"%02x" % byte for byte in range(256)]
 
 
 class TrustedProxies:
@@ -156,7 +171,7 @@ class ForwardedPrefix:
         if host != self._host:
             self._host = host
             self._lines = self._build(host)
-        return b"%b%b\r\n" % (self._lines, request_id)
+        return b"".join((self._lines, request_id, b"\r\n"))
 
     def _build(self, host: bytes) -> bytes:
         if host and self._port:

@@ -55,7 +55,7 @@ _KNOWN_RESPONSE: Final = re.compile(
 # No port without a host: RFC 9110 section 4.2.1 wants such a URI rejected.
 _AUTHORITY: Final = re.compile(rb"(?:([a-z0-9._-]{1,255}+|\[[0-9a-f:.]{2,45}+\])(?::[0-9]{0,5}+)?)?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*+)(.*+)", re.IGNORECASE)
-_LENGTH: Final = re.compile(rb"[0-9]{1,18}+")
+_LENGTH_DIGITS: Final = 18  # of a Content-Length, so that it fits 64 bits
 
 _HOST_MEMO_LIMIT: Final = 4096
 _KEEP_ALIVE: Final = (b"connection", b"keep-alive")
@@ -259,7 +259,7 @@ def content_length(values: list[bytes], refusal: errors.Refusal, side: str) -> i
     written to the next hop would have to be repaired, and nobody honest sends them."""
     if len(values) > 1:
         raise ProxyError(refusal, side=side, detail="more than one Content-Length")
-    if _LENGTH.fullmatch(values[0]) is None:
+    if not (values[0].isdigit() and len(values[0]) <= _LENGTH_DIGITS):
         raise ProxyError(refusal, side=side, detail="Content-Length is not a number")
     return int(values[0])
 
@@ -373,7 +373,7 @@ def parse_response(buffer: Buffer, start: int, end: int) -> ResponseHead | None:
         value = known[0][1]
         head.length = (
             int(value)
-            if _LENGTH.fullmatch(value)
+            if value.isdigit() and len(value) <= _LENGTH_DIGITS
             else content_length([value.rstrip(b"\t ")], errors.BAD_RESPONSE, "upstream")
         )
         head.keep_alive = True

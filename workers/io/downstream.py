@@ -437,7 +437,7 @@ class Client(Endpoint):
             prefix = ForwardedPrefix(self.address, b"https" if self.secure else b"http", listener.port)
             self.prefix = prefix
             self.prefix_version = listener.version
-        request_id = next(self.worker.request_ids)
+        request_id = self.worker.request_ids.following()
         if head.plain or not listener.trusts(self.address):
             return prefix.lines(head.authority, request_id), request_id
         received = Received(*[b", ".join(field_values(head.fields, name)) for name in _NAMES])

@@ -13,7 +13,6 @@ this one hold those halves, this file holds what binds them.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
@@ -27,6 +26,7 @@ from workers.contract.cells import (
     WorkerCell,
 )
 from workers.contract.errors import ProxyError, Retry
+from workers.contract.native import add, observe
 from workers.contract.series import METHODS, OTHER_METHOD
 from workers.core import upgrade
 from workers.core.heads import RequestHead, field_values
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from workers.io.pool import Pool
     from workers.io.server import Server
 
+_add: Final = add  # bound here, they are found at once
+_observe: Final = observe
 _SECONDS_SUM: Final = int(RouteCell.SECONDS_SUM)
 _SECONDS: Final = int(RouteCell.SECONDS)
 _HANDSHAKES: Final = int(RouteCell.HANDSHAKES)
@@ -463,7 +465,6 @@ class Exchange(ResponseSide):
             return False
         client.exchange = None
         cells = self.worker.slab.cells
-        cells[_REQUESTS] += 1
         if self.routed:
             route = self.route
             base = route.base
@@ -471,14 +472,14 @@ class Exchange(ResponseSide):
                 cells[base] -= 1
             label = _METHODS.get(self.head.method, _OTHER) | status
             place = route.counts.get(label)
-            cells[route.count_place(label) if place is None else place] += 1
+            _add(cells, 1, _REQUESTS, route.count_place(label) if place is None else place)
             nanoseconds = time.monotonic_ns() - self.started
             if self.head.upgrade:
                 self._count_handshake(status, reason, nanoseconds)
             else:
-                cells[base + _SECONDS_SUM] += nanoseconds
-                cells[base + _SECONDS + bisect_left(_HTTP_BOUNDS, nanoseconds)] += 1
+                _observe(cells, base + _SECONDS_SUM, base + _SECONDS, _HTTP_BOUNDS, nanoseconds)
         else:
+            cells[_REQUESTS] += 1
             client.listener.reject(_BY_WORD.get(reason, errors.REDIRECTED))
         if not self.request_done:
             client.closing = client.unread = True
@@ -494,8 +495,7 @@ class Exchange(ResponseSide):
             result = HandshakeResult.CLIENT_CLOSED
         elif status == 101:
             result = HandshakeResult.ACCEPTED
-            cells[base + _HANDSHAKE_SUM] += nanoseconds
-            cells[base + _HANDSHAKE + bisect_left(_HANDSHAKE_BOUNDS, nanoseconds)] += 1
+            _observe(cells, base + _HANDSHAKE_SUM, base + _HANDSHAKE, _HANDSHAKE_BOUNDS, nanoseconds)
         elif not reason:
             result = HandshakeResult.REJECTED
         elif reason in _REFUSED:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from workers.contract import errors
 from workers.contract.cells import ListenerCell, WorkerCell
 from workers.contract.errors import Refusal
+from workers.contract.native import add
 from workers.contract.series import Kind
 from workers.contract.snapshot import ListenerSpec
 from workers.core.descriptors import connection_cap
@@ -30,6 +31,7 @@ REST: Final = 0.25
 _SHORTAGE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 _CONNECTIONS: Final = int(ListenerCell.CONNECTIONS)
+_add: Final = add
 _ACCEPTED: Final = int(ListenerCell.ACCEPTED)
 _REJECTED: Final = int(ListenerCell.REJECTED)
 _OTHER_REJECTED: Final = int(ListenerCell.OTHER_REJECTED)
@@ -81,8 +83,7 @@ class Listener:
         """Takes a new connection, or turns it away when there are too many."""
         cells = self.worker.slab.cells
         base = self.base
-        cells[base + _ACCEPTED] += 1
-        cells[_WORKER_ACCEPTED] += 1
+        _add(cells, 1, base + _ACCEPTED, _WORKER_ACCEPTED)
         if self.connections + self.others >= self.limit:
             cells[base + _REJECTED] += 1
             self.reject(errors.CONNECTION_LIMIT)
@@ -98,8 +99,7 @@ class Listener:
             self._refuse_beyond_files(sock)
             return
         self.connections += 1
-        cells[base] += 1
-        cells[_WORKER_CONNECTIONS] += 1
+        _add(cells, 1, base, _WORKER_CONNECTIONS)
         peer = plain_address(address)
         if self.tls is None:
             client = Client(self, sock, sock.fileno(), peer)
@@ -140,16 +140,12 @@ class Listener:
     def joined(self) -> None:
         """A tunnel came that another worker accepted as a connection: counted beyond all limits."""
         self.connections += 1
-        cells = self.worker.slab.cells
-        cells[self.base] += 1
-        cells[_WORKER_CONNECTIONS] += 1
+        _add(self.worker.slab.cells, 1, self.base, _WORKER_CONNECTIONS)
 
     def closed(self) -> None:
         """A connection of this listener, or the tunnel that it became, has ended."""
         self.connections -= 1
-        cells = self.worker.slab.cells
-        cells[self.base] -= 1
-        cells[_WORKER_CONNECTIONS] -= 1
+        _add(self.worker.slab.cells, -1, self.base, _WORKER_CONNECTIONS)
 
     def other_certificate(self, name: str, host: str) -> bool:
         """Whether a TLS connection made for `name` should not be used for `host`: the certificate that it

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from workers.contract import errors
 from workers.contract.cells import CONNECT_SECONDS, NANOSECONDS, PoolCell, ServerCell
 from workers.contract.errors import Refusal
+from workers.contract.native import observe
 from workers.contract.series import Kind, status_label
 from workers.contract.snapshot import EjectSpec, ServerSpec
 from workers.contract.trust import client_context
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workers.io.worker import Worker
 
 # Plain ints: an enum member costs a look-up per use.
+_CONNECT_BOUNDS: Final = tuple([int(bound * NANOSECONDS) for bound in CONNECT_SECONDS])
 _WAITING: Final = int(ServerCell.WAITING)
 _BOUND: Final = int(ServerCell.BOUND)
 _IDLE: Final = int(ServerCell.IDLE)
@@ -146,8 +147,7 @@ class Server:
         """Counts a connection that was made within `seconds`."""
         cells = self.worker.slab.cells
         base = self.pool.base
-        cells[base + _CONNECT_SUM] += int(seconds * NANOSECONDS)
-        cells[base + _CONNECT + bisect_left(CONNECT_SECONDS, seconds)] += 1
+        observe(cells, base + _CONNECT_SUM, base + _CONNECT, _CONNECT_BOUNDS, int(seconds * NANOSECONDS))
 
     @property
     def full(self) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from workers.contract.cells import NANOSECONDS, TUNNEL_SECONDS, RouteCell, ServerCell, WorkerCell
+from workers.contract.native import add, observe
 from workers.contract.snapshot import WebSocketSpec
 from workers.core.wheel import NEVER, Timed
 from workers.io.endpoint import reset, sever
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from workers.io.server import Server
     from workers.io.worker import Worker
 
+_add: Final = add
+_observe: Final = observe
+_TUNNEL_BOUNDS: Final = tuple([int(bound * NANOSECONDS) for bound in TUNNEL_SECONDS])
 _WORKER_TUNNELS: Final = int(WorkerCell.TUNNELS)
 _MOVABLE: Final = int(WorkerCell.MOVABLE)
 _ROUTE_TUNNELS: Final = int(RouteCell.TUNNELS)
@@ -157,10 +160,8 @@ class Tunnel(Timed):
 
     def _count(self, change: int) -> None:
         cells = self.worker.slab.cells
-        cells[_WORKER_TUNNELS] += change
-        cells[self.route.base + _ROUTE_TUNNELS] += change
-        cells[self.server.base + _SERVER_TUNNELS] += change
-        cells[self.gauge] += change
+        places = self.route.base + _ROUTE_TUNNELS, self.server.base + _SERVER_TUNNELS, self.gauge
+        _add(cells, change, _WORKER_TUNNELS, *places)
         if self.movable:
             cells[_MOVABLE] += change
 
@@ -258,10 +259,9 @@ class Tunnel(Timed):
 
     def _count_end(self) -> None:
         cells = self.worker.slab.cells
-        seconds = time.monotonic() - self.started
+        nanoseconds = int((time.monotonic() - self.started) * NANOSECONDS)
         base = self.route.base
-        cells[base + _TUNNEL_SUM] += int(seconds * NANOSECONDS)
-        cells[base + _TUNNEL + bisect_left(TUNNEL_SECONDS, seconds)] += 1
+        _observe(cells, base + _TUNNEL_SUM, base + _TUNNEL, _TUNNEL_BOUNDS, nanoseconds)
         self.route.count_close(self.closer or "none", self.close_code)
 
 

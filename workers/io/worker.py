@@ -19,7 +19,7 @@ from workers.contract.ledger import Ledger
 from workers.contract.scoreboard import Scoreboard
 from workers.contract.series import SeriesTable
 from workers.contract.trust import TlsSetupError, server_name
-from workers.core.forwarded import request_ids
+from workers.core.forwarded import RequestIds
 from workers.core.wheel import NEVER, TICK, Wheel
 from workers.io import tunnel_desk
 from workers.io.chores import Chores, Steps
@@ -29,7 +29,7 @@ from workers.io.journal import Journal
 from workers.io.keeping import Keeping
 from workers.io.listening import Acceptor, Listener
 from workers.io.pacing import Pacer
-from workers.io.pipe import Pipe
+from workers.io.pipe import PIECES, Pipe
 from workers.io.plan import Plan, PlanError, Prepared
 from workers.io.reactor import Reactor
 from workers.io.reclaiming import Reclaiming
@@ -80,10 +80,11 @@ class Worker:
         self.keeping = Keeping(self)
         # What tunnels receive into, and where they write down from which position on (see `pipe`).
         self.relay = self.keeping.relay
+        self.pieces = [self.relay[:size] for size in range(PIECES)]
         self.mark = self.keeping.mark
         self._reclaiming = Reclaiming(self)
         self.random_bits = random.Random().getrandbits
-        self.request_ids = request_ids(os.urandom(8).hex().encode("ascii"))
+        self.request_ids = RequestIds(os.urandom(8).hex().encode("ascii"))
         self.current: Plan | None = None
         self.clients: set[Client] = set()
         self._last_tunnel = 0
