@@ -1,5 +1,5 @@
-"""In which of its two forms the data plane runs: `setup.py` may have compiled its hot modules, and the C module
-of the innermost steps (`workers.contract.native`) with them."""
+"""In which of its two forms the data plane runs: `setup.py` may have compiled its hot modules, and with them
+the C module of the innermost steps (`workers.contract.native`)."""
 
 from __future__ import annotations
 
