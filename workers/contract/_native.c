@@ -903,6 +903,18 @@ response_parts(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t co
     return in_range(args, count, parts_of_response);
 }
 
+/* The next CRLF, or NULL. */
+static const unsigned char *
+line_end(const unsigned char *at, const unsigned char *end)
+{
+    while ((at = memchr(at, '\r', (size_t)(end - at))) != NULL) {
+        if (end - at >= 2 && at[1] == '\n')
+            return at;
+        at++;
+    }
+    return NULL;
+}
+
 static PyObject *
 field_values(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
@@ -921,8 +933,8 @@ field_values(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t coun
     name = (const unsigned char *)PyBytes_AS_STRING(args[1]);
     length = PyBytes_GET_SIZE(args[1]);
     values = PyList_New(0);
-    while (values != NULL && (at = memmem(at, (size_t)(end - at), "\r\n", 2)) != NULL) {
-        const unsigned char *line = at += 2, *next = memmem(at, (size_t)(end - at), "\r\n", 2), *colon;
+    while (values != NULL && (at = line_end(at, end)) != NULL) {
+        const unsigned char *line = at += 2, *next = line_end(at, end), *colon;
         Py_ssize_t same = 0;
         PyObject *value;
 

@@ -19,6 +19,10 @@ from typing import Final, NamedTuple
 _MEMO_LIMIT: Final = 4096
 _NODE_BYTES: Final = 64  # longer than any address with brackets, port and white space around it
 _HOPS: Final = 64  # addresses of a list that are looked at, from the right
+# As numbers: bytes are looked for in bytes by way of an exception.
+_COLON: Final = 0x3A
+_QUOTE: Final = 0x22
+_BACKSLASH: Final = 0x5C
 _SCHEMES: Final = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._~+/=-]{1,128}")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
@@ -176,11 +180,25 @@ class ForwardedPrefix:
     def _build(self, host: bytes) -> bytes:
         if host and self._port:
             peer = self._peer.encode()
-            if peer and b":" not in peer and b'"' not in host and b"\\" not in host:  # nearly always
-                return (
-                    b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
-                    b'X-Forwarded-Port: %d\r\nForwarded: for=%b;proto=%b;host="%b"\r\nX-Request-ID: '
-                    % (peer, self._scheme, host, self._port, peer, self._scheme, host)
+            if peer and _COLON not in peer and _QUOTE not in host and _BACKSLASH not in host:  # nearly always
+                return b"".join(
+                    (
+                        b"X-Forwarded-For: ",
+                        peer,
+                        b"\r\nX-Forwarded-Proto: ",
+                        self._scheme,
+                        b"\r\nX-Forwarded-Host: ",
+                        host,
+                        b"\r\nX-Forwarded-Port: ",
+                        b"%d" % self._port,
+                        b"\r\nForwarded: for=",
+                        peer,
+                        b";proto=",
+                        self._scheme,
+                        b';host="',
+                        host,
+                        b'"\r\nX-Request-ID: ',
+                    )
                 )
         fields = _Fields(_address(self._peer), self._scheme, host, b"%d" % self._port if self._port else b"")
         element = _element(self._peer, self._scheme, host)
