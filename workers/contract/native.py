@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 def _load() -> Any:
     try:
         return importlib.import_module("workers.contract._native")
-    except ImportError:
+    except ModuleNotFoundError:  # one that is there and can't be loaded is an error
         return None
 
 
