@@ -475,7 +475,8 @@ cell_at(Cells *self, PyObject *key)
 
     if (index < 0) {
         if (index == -1 && PyErr_Occurred()) {
-            PyErr_SetString(PyExc_IndexError, "cannot fit 'int' into an index-sized integer");
+            if (PyErr_ExceptionMatches(PyExc_OverflowError))
+                PyErr_SetString(PyExc_IndexError, "cannot fit 'int' into an index-sized integer");
             return NULL;
         }
         index += length;
@@ -588,9 +589,13 @@ observe(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     sum = cell_at((Cells *)args[0], args[1]);
+    if (sum == NULL)
+        return NULL;
     buckets = PyLong_AsSsize_t(args[2]);
+    if (buckets == -1 && PyErr_Occurred())
+        return NULL;
     value = PyLong_AsLongLong(args[4]);
-    if (sum == NULL || ((buckets == -1 || value == -1) && PyErr_Occurred()))
+    if (value == -1 && PyErr_Occurred())
         return NULL;
     for (high = PyTuple_GET_SIZE(args[3]); low < high;) { /* bisect_left */
         Py_ssize_t middle = (low + high) / 2;
