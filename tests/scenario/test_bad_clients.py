@@ -91,6 +91,15 @@ def test_ten_megabytes_of_headers_are_refused_in_bounded_memory(
     assert fetch(lb.address).status == 200
 
 
+@pytest.mark.parametrize("field", [b"a:\r\n", b"X-Some-Name: some value\r\n"], ids=["shortest", "usual"])
+def test_so_many_fields_and_no_more(balancer: StartBalancer, upstream: StartUpstream, field: bytes) -> None:
+    lb = balancer(settings([upstream().address], workers=1, listen={"limits": {"headers": 12}}))
+    for more, status in ((11, 200), (12, 431)):
+        with RawClient(lb.address) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: test.example\r\n" + more * field + b"\r\n")
+            assert client.read_response().status == status
+
+
 def _send_headers(client: RawClient, total: int) -> None:
     line = b"X-Filler: " + b"a" * 1000 + b"\r\n"
     try:

@@ -42,6 +42,7 @@ class State(enum.Enum):
     HANDSHAKE = 2  # TLS
 
 
+_LEAST: Final = len("\r\na:")  # bytes of a field line
 _NAMES: Final = (
     b"x-forwarded-for",
     b"x-forwarded-proto",
@@ -136,7 +137,10 @@ class Client(Endpoint):
                 self._wait_for_head(buffer, start, end)
                 return
             listener = self.listener
-            if head.size > listener.head_bytes or head.fields.count(b"\n") > listener.headers:
+            fields = head.fields
+            if head.size > listener.head_bytes or (
+                len(fields) > _LEAST * listener.headers and fields.count(b"\n") > listener.headers
+            ):
                 too_long = len(head.target) > listener.head_bytes
                 raise ProxyError(errors.TARGET_TOO_LONG if too_long else errors.HEAD_TOO_LARGE)
         except ProxyError as error:
