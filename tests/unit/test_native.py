@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.lost import lost_blocks
 from workers.contract import native as native_module
 from workers.contract.native import add, native, observe, quick
 from workers.core import heads
@@ -254,18 +254,6 @@ def test_a_buffer_is_held_while_it_is_read(name: str) -> None:
     assert told == ["collected"]
 
 
-def lost_blocks(call: Callable[[], object]) -> int:
-    """Blocks of memory that a thousand calls leave behind."""
-    for _ in range(10):
-        call()
-    gc.collect()
-    before = sys.getallocatedblocks()
-    for _ in range(1000):
-        call()
-    gc.collect()
-    return sys.getallocatedblocks() - before
-
-
 GOOD = b"GET / HTTP/1.1\r\nHost: a\r\nX_Request_ID: b\r\nX-A: c\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 \r\nTE: a\r\nUpgrade: b\r\n\r\n"
 CALLS: dict[str, Callable[[], Any]] = {
@@ -286,7 +274,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 @compiled_only
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_no_memory_is_lost(call: Callable[[], object]) -> None:
-    assert lost_blocks(lambda: outcome(call)) < 100
+    assert lost_blocks(lambda: outcome(call), 1000) < 100
 
 
 # --- cells -----------------------------------------------------------------------------------------------
