@@ -21,6 +21,7 @@ from lb.master.succession import Succession
 from lb.master.supervision import CHANNEL, LATE, REFUSED, cause_of_death
 from lb.master.watchdog import DUMP_TIME, Watchdog
 from lb.master.worker_process import Phase, WorkerProcess
+from workers.contract.cells import NANOSECONDS, WorkerCell
 from workers.contract.errorlog import ErrorLog
 from workers.contract.messages import (
     Abort,
@@ -174,6 +175,7 @@ class Fleet:
             self.keepers.release(slot)
             self.check_empty()
             return
+        self._announce(slot)
         try:
             spawned = self._spawn(slot)
         except OSError as error:
@@ -186,6 +188,13 @@ class Fleet:
         if not held:
             self._succession.over(slot)
         self._loading.expect(worker)
+
+    def _announce(self, slot: int) -> None:
+        """The other workers count the one of `slot` from now on: one that serves before it runs would think
+        that there are fewer, and take its part of what is shared, too."""
+        cells = self._board.slab(slot).cells
+        cells[WorkerCell.HEARTBEAT] = int(time.monotonic() * NANOSECONDS)
+        cells[WorkerCell.GENERATION] = 0
 
     def _add(self, slot: int, spawned: Spawned) -> WorkerProcess:
         worker = WorkerProcess(slot, spawned, self._loop, self._log, self._received, self._broken)

@@ -15,17 +15,22 @@ from workers.contract.scoreboard import Scoreboard
 ROWS = 16  # as many of each kind are read; a test has fewer
 
 
+def scoreboard_of(pid: int) -> Scoreboard:
+    """The scoreboard of the master `pid`, mapped here, too."""
+    held = processes.descriptors(pid)
+    number = next(number for number, target in held.items() if "lb-scoreboard" in target)
+    fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
+    try:
+        return Scoreboard.attach(fd)
+    finally:
+        os.close(fd)
+
+
 class Gauges:
     """Maps the scoreboard of a running load balancer."""
 
     def __init__(self, lb: LoadBalancer) -> None:
-        held = processes.descriptors(lb.pid)
-        number = next(number for number, target in held.items() if "lb-scoreboard" in target)
-        fd = os.open(f"/proc/{lb.pid}/fd/{number}", os.O_RDWR)
-        try:
-            self._board = Scoreboard.attach(fd)
-        finally:
-            os.close(fd)
+        self._board = scoreboard_of(lb.pid)
         self._workers = int(lb.tables["process"]["workers"])
 
     def read(self) -> Counter[str]:

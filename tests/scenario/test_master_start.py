@@ -17,6 +17,7 @@ import pytest
 
 from lb.cli.client import Unreachable, ask
 from lb.master.report import Outcome, Request
+from tests.harness.gauges import scoreboard_of
 from tests.scenario.master_harness import ROOT, Instance, alive, children, eventually, flag
 
 pytestmark = pytest.mark.scenario
@@ -217,6 +218,16 @@ def test_a_reload_during_the_first_start_waits_for_it(instance: Instance) -> Non
         instance.signal(signal.SIGHUP)
     eventually(lambda: instance.status().reloads.succeeded == 1, "the reload")
     assert instance.status().restarts == {}
+
+
+def test_workers_that_do_not_run_yet_are_counted(instance: Instance) -> None:
+    """Or the first that serves would take the part of all of what is shared."""
+    with flag(instance, "late"):
+        instance.write()
+        instance.launch()
+        eventually(lambda: (instance.folder / "lb.command.sock").exists(), "the command socket")
+        eventually(lambda: len(children(instance.pid)) == 5, "workers, keepers and control")
+        assert [slab.used for slab in scoreboard_of(instance.pid).slabs()[:3]] == [True, True, False]
 
 
 def test_a_stop_during_the_first_start_ends_it(instance: Instance) -> None:

@@ -172,6 +172,10 @@ def _port(spec: ListenerSpec) -> int:
     return 0
 
 
+def _closed() -> None:
+    """Accepts nothing."""
+
+
 class Acceptor:
     """One listening socket. `home` is the worker slot that it was made for."""
 
@@ -235,4 +239,5 @@ class Acceptor:
             if self._accept(BATCH):
                 break
         self.fd = -1
+        self.accept = _closed  # what it was may know the descriptor by its number
         self.sock.close()
