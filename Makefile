@@ -42,6 +42,8 @@ compiled: $(VENV)/.stamp-test
 		cd $(COMPILED) && rm -rf .compiled workers build && mv ../sources/workers . && \
 		LB_COMPILED=1 $(abspath $(BIN))/python -W ignore setup.py --quiet build_ext --inplace && echo "$$sum" > .compiled; \
 	fi
+	@# As pip does: without byte code a start takes 330 ms instead of 190.
+	@cd $(COMPILED) && $(abspath $(BIN))/python -m compileall -q lb workers
 
 test-compiled: compiled
 	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
