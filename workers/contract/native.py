@@ -21,8 +21,8 @@ native: Final[Any] = _load()
 
 
 def quick(cells: memoryview) -> memoryview:
-    """`cells`, a row of format "q", with a short way to single ones: reading or writing one costs a third of
-    what it costs in a memoryview."""
+    """`cells`, a row of format "q", with a short way to single ones: a memoryview unpacks and packs each by
+    its format."""
     return cells if native is None else cast(memoryview, native.Cells(cells))
 
 

@@ -21,7 +21,7 @@ from workers.io.tls import Stream, TlsStream, TlsTruncated
 if TYPE_CHECKING:
     from workers.io.tunnel import Tunnel
 
-# Beginnings of the relay buffer that are made once: to make one costs a tenth of relaying a short message.
+# So many beginnings of the relay buffer are made once, and not anew for each short message.
 PIECES: Final = 512
 _CLIENT_BYTES: Final = int(RouteCell.CLIENT_BYTES)
 _SERVER_BYTES: Final = int(RouteCell.SERVER_BYTES)
