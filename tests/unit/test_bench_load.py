@@ -149,7 +149,7 @@ def _after(good: int, wrong: Callable[[str], bytes]) -> Callable[[Connection], N
 )
 def test_a_wrong_answer(wrong: Callable[[str], bytes], said: str) -> None:
     with Upstream(_after(3, wrong)) as upstream:
-        found = drive(upstream.port, "closed", connections=2)
+        found = drive(upstream.port, "closed", connections=2, seconds=0.5)
     assert found["operations"] == 6
     assert found["failed"] == 2
     assert said in str(found["errors"])
