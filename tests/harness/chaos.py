@@ -170,13 +170,8 @@ def ledger_entries(lb: LoadBalancer) -> Counter[str]:
 
 @contextmanager
 def _ledger(lb: LoadBalancer) -> Iterator[Ledger]:
-    held = processes.descriptors(lb.pid)
-    number = next(number for number, target in held.items() if "lb-ledger" in target)
-    fd = os.open(f"/proc/{lb.pid}/fd/{number}", os.O_RDWR)
-    try:
+    with processes.memory_of(lb.pid, "lb-ledger") as fd:
         yield Ledger.attach(fd)
-    finally:
-        os.close(fd)
 
 
 class Footprint:

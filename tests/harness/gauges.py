@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -17,13 +16,8 @@ ROWS = 16  # as many of each kind are read; a test has fewer
 
 def scoreboard_of(pid: int) -> Scoreboard:
     """The scoreboard of the master `pid`, mapped here, too."""
-    held = processes.descriptors(pid)
-    number = next(number for number, target in held.items() if "lb-scoreboard" in target)
-    fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
-    try:
+    with processes.memory_of(pid, "lb-scoreboard") as fd:
         return Scoreboard.attach(fd)
-    finally:
-        os.close(fd)
 
 
 class Gauges:

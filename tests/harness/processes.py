@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -50,6 +52,17 @@ def descriptors(pid: int) -> dict[int, str]:
         except FileNotFoundError:  # closed between the listing and the look
             continue
     return found
+
+
+@contextlib.contextmanager
+def memory_of(pid: int, name: str) -> Iterator[int]:
+    """A descriptor of the memfd of `pid` that is called so, closed at the end of the block."""
+    number = next(number for number, target in descriptors(pid).items() if name in target)
+    fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def own_descriptors() -> set[int]:

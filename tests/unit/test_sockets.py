@@ -346,18 +346,24 @@ def test_wrong_arguments(pair: tuple[Socket, socket.socket]) -> None:
             call(*arguments)
 
 
+def reset_by_peer(kind: Any) -> Socket:
+    """A socket of which the peer has reset the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours: Socket = kind.adopted(listener.accept()[0].detach())
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    theirs.close()
+    wait(ours)
+    return ours
+
+
 def test_a_reset_is_raised(kind: Any) -> None:
     calls: list[Callable[[Socket], object]] = [
         lambda sock: sock.recv(8),
         lambda sock: sock.recv_into(bytearray(8)),
     ]
     for call in calls:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            theirs = socket.create_connection(listener.getsockname())
-            ours = kind.adopted(listener.accept()[0].detach())
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        theirs.close()
-        wait(ours)
+        ours = reset_by_peer(kind)
         with pytest.raises(ConnectionResetError):
             call(ours)
         with pytest.raises(BrokenPipeError):
@@ -584,12 +590,7 @@ def test_tls_takes_them_over(kind: Any, tmp_path: Path) -> None:
 
 
 def test_tls_refuses_a_peer_that_left(kind: Any, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
-        sock = kind.adopted(listener.accept()[0].detach())
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    theirs.close()
-    wait(sock)
+    sock = reset_by_peer(kind)
     context = server_context(Authority(tmp_path).issue("server.pem", "a.example"))
     with pytest.raises(OSError, match="not connected"):
         TlsStream(sock, context, server_side=True)

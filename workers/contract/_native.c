@@ -2,8 +2,8 @@
  * worker has not, cells of shared memory, and heads taken apart in one pass.
  *
  * Everything here has a twin in Python, which is what runs where this was not compiled, and which says what is
- * right: `workers.io.sockets`, `workers.contract.scoreboard` and `workers.core.heads`. The tests give both the
- * same and compare.
+ * right: `workers.io.sockets`, `workers.contract.native` and `workers.core.heads`. The tests give both the same
+ * and compare.
  *
  * No call releases the GIL: none of them waits, since all sockets are non-blocking. The loop releases it with
  * each turn.
@@ -835,6 +835,16 @@ taken(Py_ssize_t count, PyObject **items)
     return tuple;
 }
 
+/* What is said where `past_fields` found no end: None, or its exception. Takes `found` over. */
+static PyObject *
+no_head(PyObject *found)
+{
+    Py_DECREF(found);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 parts_of_request(const unsigned char *start, const unsigned char *end)
 {
@@ -854,12 +864,8 @@ parts_of_request(const unsigned char *start, const unsigned char *end)
     if (found == NULL)
         return NULL;
     fields = past_fields(minor + 1, end, known_request, found);
-    if (fields == NULL) {
-        Py_DECREF(found);
-        if (PyErr_Occurred())
-            return NULL;
-        Py_RETURN_NONE;
-    }
+    if (fields == NULL)
+        return no_head(found);
     return taken(6, (PyObject *[]){
         bytes_between(start, method), bytes_between(method + 1, target), PyLong_FromLong(*minor - '0'),
         bytes_between(minor + 1, fields), PyLong_FromSsize_t(fields + 4 - start), found,
@@ -882,12 +888,8 @@ parts_of_response(const unsigned char *start, const unsigned char *end)
     if (found == NULL)
         return NULL;
     fields = past_fields(line, end, known_response, found);
-    if (fields == NULL) {
-        Py_DECREF(found);
-        if (PyErr_Occurred())
-            return NULL;
-        Py_RETURN_NONE;
-    }
+    if (fields == NULL)
+        return no_head(found);
     return taken(6, (PyObject *[]){
         PyLong_FromLong(start[7] - '0'),
         PyLong_FromLong(100 * (start[9] - '0') + 10 * (start[10] - '0') + (start[11] - '0')),

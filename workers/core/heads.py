@@ -21,6 +21,10 @@ from workers.contract.errors import ProxyError
 from workers.contract.native import native
 
 Buffer = bytes | bytearray
+# What a whole head consists of: method, target, minor version, raw fields, size, known fields.
+RequestParts = tuple[bytes, bytes, int, bytes, int, list[tuple[bytes, bytes]]]
+# Minor version, status, reason phrase (`None` without the space before it), raw fields, size, known fields.
+ResponseParts = tuple[int, int, bytes | None, bytes, int, list[tuple[bytes, bytes]]]
 
 CHUNKED: Final = -1  # body length: chunked
 UNTIL_CLOSE: Final = -2  # body length: until the server closes (responses only)
@@ -120,9 +124,7 @@ class ResponseHead:
     size: int
 
 
-def _request_parts(
-    buffer: Buffer, start: int, end: int
-) -> tuple[bytes, bytes, int, bytes, int, list[tuple[bytes, bytes]]] | None:
+def _request_parts(buffer: Buffer, start: int, end: int) -> RequestParts | None:
     match = _REQUEST.match(buffer, start, end)
     if match is None:
         return None
@@ -131,9 +133,7 @@ def _request_parts(
     return method, target, int(minor), fields, match.end() - start, known
 
 
-def _response_parts(
-    buffer: Buffer, start: int, end: int
-) -> tuple[int, int, bytes | None, bytes, int, list[tuple[bytes, bytes]]] | None:
+def _response_parts(buffer: Buffer, start: int, end: int) -> ResponseParts | None:
     match = _RESPONSE.match(buffer, start, end)
     if match is None:
         return None
@@ -151,16 +151,13 @@ def _field_values(fields: bytes, name: bytes) -> list[bytes]:
     return values
 
 
-# What a whole head at `buffer[start:end]` consists of, or `None` where there is none (yet): method, target,
-# minor version, raw fields, size, known fields.
-request_parts: Final[
-    Callable[[Buffer, int, int], tuple[bytes, bytes, int, bytes, int, list[tuple[bytes, bytes]]] | None]
-] = _request_parts if native is None else native.request_parts
-# The same of a response: minor version, status, reason phrase (`None` without the space before it), raw
-# fields, size, known fields.
-response_parts: Final[
-    Callable[[Buffer, int, int], tuple[int, int, bytes | None, bytes, int, list[tuple[bytes, bytes]]] | None]
-] = _response_parts if native is None else native.response_parts
+# Of a whole head at `buffer[start:end]`, or `None` where there is none (yet).
+request_parts: Final[Callable[[Buffer, int, int], RequestParts | None]] = (
+    _request_parts if native is None else native.request_parts
+)
+response_parts: Final[Callable[[Buffer, int, int], ResponseParts | None]] = (
+    _response_parts if native is None else native.response_parts
+)
 # All values of the field `name` (lower case) in a raw block, in their own spelling.
 field_values: Final[Callable[[bytes, bytes], list[bytes]]] = (
     _field_values if native is None else native.field_values
